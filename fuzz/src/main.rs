@@ -1,0 +1,2 @@
+//! fuzz
+fn main() {}

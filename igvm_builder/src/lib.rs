@@ -1,0 +1,1 @@
+//! igvm_builder

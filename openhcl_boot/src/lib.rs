@@ -1,0 +1,1 @@
+//! openhcl_boot

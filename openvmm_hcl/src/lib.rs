@@ -1,0 +1,1 @@
+//! openvmm_hcl

@@ -1,0 +1,2 @@
+//! underhill_entry
+fn main() {}

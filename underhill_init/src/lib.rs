@@ -1,0 +1,1 @@
+//! underhill_init

@@ -1,0 +1,192 @@
+//! Hypercall codes, the control and result words, and input structures
+//! (TLFS chapter 3 "Hypercall Interface" and the reference of each call).
+
+use crate::vp_context::HvInitialVpContext;
+use bitfield_struct::bitfield;
+use open_enum::open_enum;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Hypercall codes used between this project's host and VTL2.
+#[open_enum]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum HypercallCode {
+    /// Change what a lower VTL may do with GPA pages.
+    MODIFY_VTL_PROTECTION_MASK = 0x000c,
+    /// Enable a VTL on a VP and give its initial context.
+    ENABLE_VP_VTL = 0x000f,
+    /// Enter a higher VTL (through the hypercall page).
+    VTL_CALL = 0x0011,
+    /// Return to the lower VTL (through the hypercall page).
+    VTL_RETURN = 0x0012,
+    /// Read VP registers.
+    GET_VP_REGISTERS = 0x0050,
+    /// Write VP registers.
+    SET_VP_REGISTERS = 0x0051,
+    /// Post a SynIC message.
+    POST_MESSAGE = 0x005c,
+    /// Signal a SynIC event.
+    SIGNAL_EVENT = 0x005d,
+    /// Put the machine into an ACPI sleep state; S5 powers it off.
+    ENTER_SLEEP_STATE = 0x0084,
+    /// Start a VP whose VTL has a context.
+    START_VIRTUAL_PROCESSOR = 0x0099,
+    /// Translate local APIC ids to VP indices.
+    GET_VP_INDEX_FROM_APIC_ID = 0x009a,
+}
+
+/// `HV_STATUS`, returned in bits 0 to 15 of the result word.
+#[open_enum]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum HvStatus {
+    /// Done.
+    SUCCESS = 0x0000,
+    /// No such hypercall.
+    INVALID_HYPERCALL_CODE = 0x0002,
+    /// The control word is malformed.
+    INVALID_HYPERCALL_INPUT = 0x0003,
+    /// A GPA is misaligned or a parameter block crosses a page.
+    INVALID_ALIGNMENT = 0x0004,
+    /// A parameter has no valid meaning.
+    INVALID_PARAMETER = 0x0005,
+    /// The caller may not do this.
+    ACCESS_DENIED = 0x0006,
+    /// The partition is in the wrong state.
+    INVALID_PARTITION_STATE = 0x0007,
+    /// The operation is not permitted now.
+    OPERATION_DENIED = 0x0008,
+    /// Out of memory for the operation.
+    INSUFFICIENT_MEMORY = 0x000b,
+    /// No such partition.
+    INVALID_PARTITION_ID = 0x000d,
+    /// No such virtual processor.
+    INVALID_VP_INDEX = 0x000e,
+    /// No such connection.
+    INVALID_CONNECTION_ID = 0x0012,
+    /// The VP is in the wrong state.
+    INVALID_VP_STATE = 0x0015,
+    /// A register value is not acceptable.
+    INVALID_REGISTER_VALUE = 0x0050,
+    /// The VTL has already been enabled.
+    VTL_ALREADY_ENABLED = 0x0086,
+}
+
+/// The hypercall input value (RCX in 64-bit mode).
+#[bitfield(u64)]
+pub struct HypercallControl {
+    /// `HypercallCode`.
+    pub code: u16,
+    /// Parameters are in registers, not in memory.
+    pub fast: bool,
+    /// Size of the variable header in 8-byte units.
+    #[bits(9)]
+    pub variable_header_size: u16,
+    #[bits(5)]
+    _reserved1: u8,
+    /// Handled by the L0 hypervisor.
+    pub nested: bool,
+    /// Repetitions in total; 0 for a simple call.
+    #[bits(12)]
+    pub rep_count: u16,
+    #[bits(4)]
+    _reserved2: u8,
+    /// Repetition to start with.
+    #[bits(12)]
+    pub rep_start: u16,
+    #[bits(4)]
+    _reserved3: u8,
+}
+
+impl HypercallControl {
+    /// True if every bit that the TLFS reserves is zero.
+    pub const fn reserved_bits_are_zero(self) -> bool {
+        const RESERVED: u64 = (0x1f << 26) | (0xf << 44) | (0xf << 60);
+        self.into_bits() & RESERVED == 0
+    }
+}
+
+/// The hypercall result value (RAX).
+#[bitfield(u64)]
+pub struct HypercallResult {
+    /// `HvStatus`.
+    pub status: u16,
+    _reserved1: u16,
+    /// Repetitions completed.
+    #[bits(12)]
+    pub reps_completed: u16,
+    #[bits(20)]
+    _reserved2: u32,
+}
+
+/// `HV_INPUT_VTL`: which VTL a call aims at.
+#[bitfield(u8)]
+#[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct HvInputVtl {
+    /// The VTL, if `use_target_vtl`.
+    #[bits(4)]
+    pub target_vtl: u8,
+    /// Use `target_vtl`; otherwise the caller's own VTL is meant.
+    pub use_target_vtl: bool,
+    #[bits(3)]
+    reserved: u8,
+}
+
+/// Header of `GET_VP_REGISTERS` (followed by u32 names) and `SET_VP_REGISTERS`
+/// (followed by `HvRegisterAssoc`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct GetSetVpRegisters {
+    /// Partition; `HV_PARTITION_ID_SELF`.
+    pub partition_id: u64,
+    /// VP; `HV_VP_INDEX_SELF` or an index.
+    pub vp_index: u32,
+    /// VTL whose registers are meant.
+    pub target_vtl: HvInputVtl,
+    /// Must be zero.
+    pub rsvd: [u8; 3],
+}
+
+/// Input of `ENABLE_VP_VTL` and `START_VIRTUAL_PROCESSOR`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct EnableVpVtl {
+    /// Partition; `HV_PARTITION_ID_SELF`.
+    pub partition_id: u64,
+    /// VP to enable or start.
+    pub vp_index: u32,
+    /// VTL to enable or start in (a plain VTL number, no `use_target_vtl` bit).
+    pub target_vtl: u8,
+    /// Must be zero.
+    pub rsvd: [u8; 3],
+    /// Where the VP begins.
+    pub vp_context: HvInitialVpContext,
+}
+
+/// Header of `GET_VP_INDEX_FROM_APIC_ID`, followed by u32 APIC ids; the output is a
+/// list of u32 VP indices.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct GetVpIndexFromApicId {
+    /// Partition; `HV_PARTITION_ID_SELF`.
+    pub partition_id: u64,
+    /// VTL in which the ids are looked up.
+    pub target_vtl: HvInputVtl,
+    /// Must be zero.
+    pub rsvd: [u8; 7],
+}
+
+/// Input of `ENTER_SLEEP_STATE`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct EnterSleepState {
+    /// ACPI sleep state, 1 to 5.
+    pub sleep_state: u32,
+}
+
+/// `EnterSleepState::sleep_state` for power-off.
+pub const HV_SLEEP_STATE_S5: u32 = 5;
+
+const _: () = assert!(size_of::<GetSetVpRegisters>() == 16);
+const _: () = assert!(size_of::<EnableVpVtl>() == 240);
+const _: () = assert!(size_of::<GetVpIndexFromApicId>() == 16);
