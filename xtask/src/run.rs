@@ -1,0 +1,10 @@
+//! Boot the IGVM image on QEMU.
+
+/// Arguments of this command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+/// Runs the command.
+pub(crate) fn main(_args: Args) -> anyhow::Result<()> {
+    anyhow::bail!("not available yet")
+}
