@@ -1,1 +1,252 @@
-//! boot_events
+//! The log lines that others wait for.
+//!
+//! Every stage of the boot chain reports its progress as text: the host on QEMU's
+//! debug console, the boot shim on COM3 and in its memory log, usermode through the
+//! kernel log. Tests, benches and the boot timeline wait for some of these lines, so
+//! those lines are an interface. They are declared here once, used by the stage that
+//! prints them and by the party that waits for them.
+//!
+//! * Promises: a constant of this crate appears in its log exactly as written; a
+//!   `*_PREFIX` is followed by text whose form the constant's documentation gives.
+//! * Refuses: to format or to write anything. It has no dependency and no state, so
+//!   that it fits below every stage.
+//!
+//! A line that reaches a console carries decoration in front (time, level, facility),
+//! which is why [`Event::find`] looks inside a line and not only at its start.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+/// In front of every line of the host; its clock stands before it.
+pub const HOST_PREFIX: &str = "vsm_host: ";
+/// Ends the host's first line: `vsm_host: <version> started`.
+pub const HOST_STARTED_SUFFIX: &str = " started";
+/// Last line of the host before VP 0 runs its first instruction in VTL2.
+pub const HOST_ENTERS_VTL2: &str = "vsm_host: VP 0 enters VTL2";
+/// `vsm_host: image refused: directive 17 (PageData): reason, found X, expected Y`.
+pub const HOST_IMAGE_REFUSED_PREFIX: &str = "vsm_host: image refused: ";
+/// The host's own failure: `vsm_host: host error: text`.
+pub const HOST_ERROR_PREFIX: &str = "vsm_host: host error: ";
+/// VTL2 crashed; the decoded cause follows, registers on further lines.
+pub const HOST_VTL2_CRASH_PREFIX: &str = "vsm_host: VTL2 crashed: ";
+/// VTL2 asked for power-off.
+pub const HOST_POWER_OFF: &str = "vsm_host: VTL2 powers off";
+
+/// First line of the boot shim.
+pub const SHIM_STARTED: &str = "openhcl_boot: started";
+/// Last line of the boot shim: the next instruction belongs to the kernel.
+pub const SHIM_STARTS_KERNEL: &str = "openhcl_boot: starting the kernel";
+/// The boot shim gives up; the cause follows.
+pub const SHIM_PANIC_PREFIX: &str = "openhcl_boot: panic: ";
+
+/// First line of Linux.
+pub const KERNEL_STARTED: &str = "Linux version ";
+/// The kernel gives up; the cause follows.
+pub const KERNEL_PANIC: &str = "Kernel panic - not syncing: ";
+
+/// In front of every line of PID 1.
+pub const INIT_PREFIX: &str = "underhill_init: ";
+/// First line of PID 1, printed as soon as it can reach the kernel log.
+pub const INIT_STARTED: &str = "underhill_init: started";
+/// The paravisor is gone: `code N` or `signal N` follows, see [`ParavisorExit`].
+pub const PARAVISOR_EXITED_PREFIX: &str = "underhill_init: paravisor exited: ";
+/// Last line of PID 1 before it ends the machine in an orderly way.
+pub const INIT_POWERING_OFF: &str = "underhill_init: powering off";
+
+/// In front of every line of the paravisor process.
+pub const PARAVISOR_PREFIX: &str = "openvmm_hcl: ";
+/// First line of the paravisor process.
+pub const PARAVISOR_STARTED: &str = "openvmm_hcl: started";
+/// The machine as the paravisor sees it; one JSON object follows.
+pub const TOPOLOGY_PREFIX: &str = "openvmm_hcl: topology ";
+/// Memory use of VTL2 in bytes; one JSON object follows.
+pub const MEMORY_PREFIX: &str = "openvmm_hcl: memory ";
+/// A line of the boot shim's memory log, repeated by the paravisor.
+pub const SHIM_LOG_PREFIX: &str = "openvmm_hcl: bootshim: ";
+/// The paravisor has finished its start.
+pub const READY: &str = "openvmm_hcl: ready";
+
+/// Bytes that one record of the kernel log may have, as the kernel's own limit for a
+/// write to `/dev/kmsg` (`PRINTKRB_RECORD_MAX`, 1024, terminator included).
+pub const KERNEL_LOG_RECORD_MAX: usize = 1023;
+
+/// How the paravisor process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParavisorExit {
+    /// It returned this exit code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl ParavisorExit {
+    /// Reads what follows [`PARAVISOR_EXITED_PREFIX`].
+    pub fn parse(text: &str) -> Option<Self> {
+        let (kind, number) = text.trim_end().split_once(' ')?;
+        let number = number.parse().ok()?;
+        match kind {
+            "code" => Some(Self::Code(number)),
+            "signal" => Some(Self::Signal(number)),
+            _ => None,
+        }
+    }
+}
+
+impl core::fmt::Display for ParavisorExit {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// A line of some log that has a meaning for a waiting party.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The host runs; the text is its version.
+    HostStarted(&'a str),
+    /// VP 0 enters VTL2 for the first time.
+    HostEntersVtl2,
+    /// The host refuses the image; the text says which directive and why.
+    HostImageRefused(&'a str),
+    /// The host itself failed.
+    HostError(&'a str),
+    /// VTL2 crashed; the text is the decoded cause.
+    Vtl2Crashed(&'a str),
+    /// VTL2 asked for power-off.
+    HostPowerOff,
+    /// The boot shim runs.
+    ShimStarted,
+    /// The boot shim hands over to the kernel.
+    ShimStartsKernel,
+    /// The boot shim gave up.
+    ShimPanic(&'a str),
+    /// Linux runs; the text is its version line.
+    KernelStarted(&'a str),
+    /// Linux gave up.
+    KernelPanic(&'a str),
+    /// PID 1 runs.
+    InitStarted,
+    /// The paravisor process ended.
+    ParavisorExited(ParavisorExit),
+    /// PID 1 ends the machine.
+    InitPoweringOff,
+    /// The paravisor process runs.
+    ParavisorStarted,
+    /// The machine as the paravisor sees it, as JSON.
+    Topology(&'a str),
+    /// Memory use of VTL2, as JSON.
+    Memory(&'a str),
+    /// The paravisor has finished its start.
+    Ready,
+}
+
+impl<'a> Event<'a> {
+    /// The event that `line` reports, whatever stands in front of it.
+    pub fn find(line: &'a str) -> Option<Self> {
+        let after = |prefix: &str| {
+            let (_, rest) = line.split_once(prefix)?;
+            Some(rest.trim_end())
+        };
+        let is = |text: &str| after(text) == Some("");
+
+        if let Some(text) = after(HOST_IMAGE_REFUSED_PREFIX) {
+            Some(Self::HostImageRefused(text))
+        } else if let Some(text) = after(HOST_ERROR_PREFIX) {
+            Some(Self::HostError(text))
+        } else if let Some(text) = after(HOST_VTL2_CRASH_PREFIX) {
+            Some(Self::Vtl2Crashed(text))
+        } else if is(HOST_ENTERS_VTL2) {
+            Some(Self::HostEntersVtl2)
+        } else if is(HOST_POWER_OFF) {
+            Some(Self::HostPowerOff)
+        } else if let Some(text) = after(HOST_PREFIX) {
+            let version = text.strip_suffix(HOST_STARTED_SUFFIX)?;
+            (!version.contains(' ')).then_some(Self::HostStarted(version))
+        } else if is(SHIM_STARTED) {
+            Some(Self::ShimStarted)
+        } else if is(SHIM_STARTS_KERNEL) {
+            Some(Self::ShimStartsKernel)
+        } else if let Some(text) = after(SHIM_PANIC_PREFIX) {
+            Some(Self::ShimPanic(text))
+        } else if is(INIT_STARTED) {
+            Some(Self::InitStarted)
+        } else if let Some(text) = after(PARAVISOR_EXITED_PREFIX) {
+            ParavisorExit::parse(text).map(Self::ParavisorExited)
+        } else if is(INIT_POWERING_OFF) {
+            Some(Self::InitPoweringOff)
+        } else if is(PARAVISOR_STARTED) {
+            Some(Self::ParavisorStarted)
+        } else if let Some(text) = after(TOPOLOGY_PREFIX) {
+            Some(Self::Topology(text))
+        } else if let Some(text) = after(MEMORY_PREFIX) {
+            Some(Self::Memory(text))
+        } else if is(READY) {
+            Some(Self::Ready)
+        } else if let Some(text) = after(KERNEL_PANIC) {
+            Some(Self::KernelPanic(text))
+        } else {
+            after(KERNEL_STARTED).map(Self::KernelStarted)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn a_line_is_recognised_behind_the_decoration_of_each_console() {
+        assert_eq!(
+            Event::find("[    0.012 ms] vsm_host: 0.1.0 started\r\n"),
+            Some(Event::HostStarted("0.1.0"))
+        );
+        assert_eq!(
+            Event::find("[INFO] openhcl_boot: started"),
+            Some(Event::ShimStarted)
+        );
+        assert_eq!(
+            Event::find("<14>[    0.345678] underhill_init: started\r"),
+            Some(Event::InitStarted)
+        );
+        assert_eq!(
+            Event::find("[    0.4] openvmm_hcl: topology {\"vps\":[1]}\n"),
+            Some(Event::Topology("{\"vps\":[1]}"))
+        );
+    }
+
+    #[test]
+    fn a_line_that_only_begins_like_an_event_is_none() {
+        assert_eq!(Event::find("vsm_host: VP 0 enters VTL2 again"), None);
+        assert_eq!(Event::find("vsm_host: VP 3 is started"), None);
+        assert_eq!(Event::find("openvmm_hcl: readying"), None);
+        assert_eq!(Event::find(""), None);
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_reason() {
+        assert_eq!(
+            Event::find("[ 1.000 ms] vsm_host: image refused: directive 17 (PageData): overlap"),
+            Some(Event::HostImageRefused("directive 17 (PageData): overlap"))
+        );
+    }
+
+    #[test]
+    fn paravisor_exit_round_trips() {
+        for exit in [
+            ParavisorExit::Code(0),
+            ParavisorExit::Code(101),
+            ParavisorExit::Signal(9),
+        ] {
+            assert_eq!(ParavisorExit::parse(&exit.to_string()), Some(exit));
+        }
+        assert_eq!(ParavisorExit::parse("code"), None);
+        assert_eq!(ParavisorExit::parse("code x"), None);
+        assert_eq!(ParavisorExit::parse("core 3"), None);
+    }
+}
