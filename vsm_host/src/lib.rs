@@ -1,1 +1,28 @@
-//! vsm_host
+//! The host below VTL2: what Hyper-V is to OpenHCL, for plain QEMU.
+//!
+//! QEMU starts this program by `-kernel` and hands it an IGVM file as `-initrd`. The
+//! library part, which also builds and is tested on the build machine, decides; the
+//! binary part (`main.rs`) has the processor in its hands and carries out.
+//!
+//! What it does, in the order of the boot flow:
+//! 1. [`platform`] learns the machine: PVH start information, ACPI tables, RAM.
+//! 2. [`options`] reads the host's own command line.
+//! 3. [`igvm`] validates the whole file, chooses where it goes and yields a
+//!    [`igvm::LoadPlan`]; [`params`] makes what the file wants to know of the machine.
+//! 4. The plan is executed, and VP 0 begins in VTL2 as the image says.
+//!
+//! What it promises: no byte of memory is written before the file is known to be
+//! loadable, and a file that is not loadable is refused with the header, the reason,
+//! what was found and what was expected.
+//!
+//! What it refuses: to trust anything that comes from the file or from VTL2, and to own a
+//! device: those are VTL2's.
+
+#![cfg_attr(target_os = "none", no_std)]
+
+extern crate alloc;
+
+pub mod igvm;
+pub mod options;
+pub mod params;
+pub mod platform;
