@@ -1,0 +1,490 @@
+//! The description of a machine and the command line that it becomes.
+
+use crate::ByteCount;
+use crate::CommandLine;
+use crate::Qemu;
+use crate::Wiring;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use vsm_host_defs::DEBUG_CONSOLE_PORT;
+use vsm_host_defs::DEBUG_EXIT_PORT;
+use vsm_host_defs::DEBUG_EXIT_PORT_SIZE;
+use vsm_host_defs::OPTION_BOOTARGS_SEPARATOR;
+use vsm_host_defs::OPTION_PARK;
+use vsm_host_defs::OPTION_VTL2_MEMORY;
+
+/// The most VPs that a machine can have: xAPIC ids are 8 bits wide, 255 means everyone,
+/// and one id belongs to the parked vCPU.
+pub const MAX_VPS: u32 = 254;
+
+/// What the machine boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Payload {
+    /// The bare-metal host, and the IGVM file that it loads.
+    Host { host: PathBuf, image: PathBuf },
+    /// A Linux kernel and its initrd, as on any QEMU.
+    Linux { kernel: PathBuf, initrd: PathBuf },
+}
+
+/// What executes the instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// QEMU's own emulation, one thread per vCPU: works everywhere.
+    Tcg,
+    /// KVM; needs nested SVM.
+    Kvm,
+}
+
+/// QEMU's gdbstub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gdb {
+    /// TCP port on the loopback interface.
+    pub port: u16,
+    /// Wait for the debugger before the first instruction.
+    pub freeze: bool,
+}
+
+/// A machine that is described but not yet started.
+///
+/// It begins with 1 VP, 1 GiB of memory, emulation and no device beyond consoles and exit
+/// port. Every method changes one thing and returns the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    payload: Payload,
+    vps: u32,
+    memory: ByteCount,
+    accel: Accel,
+    parked: bool,
+    host_options: Vec<String>,
+    bootargs: Vec<String>,
+    nic: Option<String>,
+    extra: Vec<String>,
+    gdb: Option<Gdb>,
+}
+
+/// Why a description is no machine.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum MachineError {
+    /// Too few or too many VPs.
+    #[error("{found} VPs: expected {} to {}", expected.start(), expected.end())]
+    Vps {
+        /// What was asked for.
+        found: u32,
+        /// What is possible.
+        expected: RangeInclusive<u32>,
+    },
+    /// Not a size that QEMU takes.
+    #[error("{found} of memory: expected a multiple of 1M, at least 1M")]
+    Memory {
+        /// What was asked for.
+        found: ByteCount,
+    },
+    /// A path that cannot stand on QEMU's command line.
+    #[error("path {}: expected UTF-8", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A host option that would be read as something else.
+    #[error("host option {found:?}: expected one word other than {OPTION_BOOTARGS_SEPARATOR:?}")]
+    HostOption {
+        /// The option.
+        found: String,
+    },
+}
+
+impl Machine {
+    /// The stack: `vsm_host` (an ELF) and the IGVM file that it boots.
+    pub fn vsm(host: impl Into<PathBuf>, image: impl Into<PathBuf>) -> Self {
+        Self::new(Payload::Host {
+            host: host.into(),
+            image: image.into(),
+        })
+    }
+
+    /// Plain QEMU: a kernel with nothing below it. The baseline of benches.
+    pub fn plain(kernel: impl Into<PathBuf>, initrd: impl Into<PathBuf>) -> Self {
+        Self::new(Payload::Linux {
+            kernel: kernel.into(),
+            initrd: initrd.into(),
+        })
+    }
+
+    fn new(payload: Payload) -> Self {
+        Self {
+            parked: matches!(payload, Payload::Host { .. }),
+            payload,
+            vps: 1,
+            memory: ByteCount::gib(1),
+            accel: Accel::Tcg,
+            host_options: Vec::new(),
+            bootargs: Vec::new(),
+            nic: None,
+            extra: Vec::new(),
+            gdb: None,
+        }
+    }
+
+    /// Number of virtual processors that the VM sees.
+    pub fn vps(mut self, vps: u32) -> Self {
+        self.vps = vps;
+        self
+    }
+
+    /// All of the machine's memory: the host's, VTL2's and VTL0's.
+    pub fn memory(mut self, memory: ByteCount) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// What executes the instructions. KVM needs no parked vCPU.
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = accel;
+        if accel == Accel::Kvm {
+            self.parked = false;
+        }
+        self
+    }
+
+    /// VTL2's memory, when it shall be more than the image asks for.
+    pub fn vtl2_memory(self, size: ByteCount) -> Self {
+        self.host_option(format!("{OPTION_VTL2_MEMORY}{size}"))
+    }
+
+    /// Runs VP 0 on vCPU 0. Emulation with many threads corrupts that vCPU's SVM state
+    /// now and then; only for the test that shows it.
+    pub fn unparked(mut self) -> Self {
+        self.parked = false;
+        self
+    }
+
+    /// An option for `vsm_host`.
+    pub fn host_option(mut self, option: impl Into<String>) -> Self {
+        self.host_options.push(option.into());
+        self
+    }
+
+    /// Text that the host passes on as `/chosen/bootargs`; on a plain machine, for the
+    /// kernel's command line.
+    pub fn bootarg(mut self, argument: impl Into<String>) -> Self {
+        self.bootargs.push(argument.into());
+        self
+    }
+
+    /// A network interface, as QEMU's `-nic` takes it. Without this there is none, and no
+    /// boot ROM that would look for one.
+    pub fn nic(mut self, nic: impl Into<String>) -> Self {
+        self.nic = Some(nic.into());
+        self
+    }
+
+    /// More arguments for QEMU, passed on as they are.
+    pub fn extra<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.extra.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// QEMU listens for a debugger.
+    pub fn gdb(mut self, gdb: Gdb) -> Self {
+        self.gdb = Some(gdb);
+        self
+    }
+
+    /// APIC ids of the VPs, in VP order.
+    pub fn apic_ids(&self) -> Vec<u32> {
+        let first = u32::from(self.parked);
+        (first..first + self.vps).collect()
+    }
+
+    /// The command that runs this machine.
+    pub fn command_line(&self, qemu: &Qemu, wiring: Wiring) -> Result<CommandLine, MachineError> {
+        if !(1..=MAX_VPS).contains(&self.vps) {
+            return Err(MachineError::Vps {
+                found: self.vps,
+                expected: 1..=MAX_VPS,
+            });
+        }
+        let memory = match self.memory.whole_mib() {
+            Some(mib) if mib > 0 => format!("{mib}M"),
+            _ => return Err(MachineError::Memory { found: self.memory }),
+        };
+
+        let mut line = CommandLine::new(qemu.program());
+        // Nothing that was not asked for: no default devices, no user's configuration. A
+        // reset ends the machine, so that a boot loop cannot look like a slow boot.
+        for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            line.flag(flag);
+        }
+        line.option("-display", "none");
+        line.option("-vga", "none");
+        line.option("-nic", self.nic.as_deref().unwrap_or("none"));
+
+        // Shared memory, because vhost-user devices map it.
+        line.option("-machine", "q35,memory-backend=ram");
+        line.option(
+            "-object",
+            format!("memory-backend-memfd,id=ram,size={memory},share=on"),
+        );
+        line.option("-m", memory);
+
+        // Never more vCPUs than needed: emulation pays for each, started or not.
+        let vcpus = self.vps + u32::from(self.parked);
+        line.option("-smp", vcpus.to_string());
+        match self.accel {
+            Accel::Tcg => {
+                line.option("-accel", "tcg,thread=multi");
+                line.option("-cpu", "max");
+            }
+            Accel::Kvm => {
+                line.option("-accel", "kvm");
+                line.option("-cpu", "host");
+            }
+        }
+        // The host's timers: comparators that send an NMI as a message, past VTL2's APIC.
+        line.option("-global", "hpet.msi=on");
+        line.option("-global", "hpet.timers=8");
+
+        let (kernel, initrd) = match &self.payload {
+            Payload::Host { host, image } => (host, image),
+            Payload::Linux { kernel, initrd } => (kernel, initrd),
+        };
+        for (option, path) in [("-kernel", kernel), ("-initrd", initrd)] {
+            let text = path
+                .to_str()
+                .ok_or_else(|| MachineError::Path { path: path.clone() })?;
+            line.option(option, text);
+        }
+        let append = self.append()?;
+        if !append.is_empty() {
+            line.option("-append", append);
+        }
+
+        self.consoles(&mut line, wiring);
+        if let Some(Gdb { port, freeze }) = self.gdb {
+            line.option("-gdb", format!("tcp:127.0.0.1:{port}"));
+            if freeze {
+                line.flag("-S");
+            }
+        }
+        line.raw(&self.extra);
+        Ok(line)
+    }
+
+    /// The text for `-append`: for the host its options, then the VM's boot arguments.
+    fn append(&self) -> Result<String, MachineError> {
+        let mut words = Vec::new();
+        if matches!(self.payload, Payload::Host { .. }) {
+            if !self.parked {
+                words.push(format!("{OPTION_PARK}off"));
+            }
+            for option in &self.host_options {
+                let is_word = !option.is_empty() && !option.contains(char::is_whitespace);
+                if !is_word || option == OPTION_BOOTARGS_SEPARATOR {
+                    return Err(MachineError::HostOption {
+                        found: option.clone(),
+                    });
+                }
+                words.push(option.clone());
+            }
+            if !self.bootargs.is_empty() {
+                words.push(OPTION_BOOTARGS_SEPARATOR.to_owned());
+            }
+        }
+        words.extend(self.bootargs.iter().cloned());
+        Ok(words.join(" "))
+    }
+
+    fn consoles(&self, line: &mut CommandLine, wiring: Wiring) {
+        let (host, vtl2) = match wiring {
+            Wiring::Program => {
+                line.option("-chardev", "file,id=hostlog,path=/dev/stderr");
+                line.option("-chardev", "socket,id=vtl2con,fd=0");
+                line.option("-chardev", "socket,id=qmp,fd=1");
+                line.option("-mon", "chardev=qmp,mode=control");
+                ("hostlog", "vtl2con")
+            }
+            Wiring::Terminal => {
+                line.option("-chardev", "stdio,id=terminal,mux=on,signal=off");
+                ("terminal", "terminal")
+            }
+        };
+        if matches!(self.payload, Payload::Host { .. }) {
+            line.option(
+                "-device",
+                format!("isa-debugcon,iobase={DEBUG_CONSOLE_PORT:#x},chardev={host}"),
+            );
+            line.option(
+                "-device",
+                format!("isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize={DEBUG_EXIT_PORT_SIZE}"),
+            );
+        }
+        // COM3. After the debug console, because a shared terminal types into the device
+        // that was named last.
+        line.option("-device", format!("isa-serial,index=2,chardev={vtl2}"));
+    }
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcg => "tcg",
+            Self::Kvm => "kvm",
+        })
+    }
+}
+
+impl FromStr for Accel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "tcg" => Ok(Self::Tcg),
+            "kvm" => Ok(Self::Kvm),
+            _ => Err(format!("accelerator {text:?}: expected \"tcg\" or \"kvm\"")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(machine: &Machine) -> Vec<String> {
+        machine
+            .command_line(&Qemu::unprobed("qemu"), Wiring::Program)
+            .unwrap()
+            .arguments()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn value(machine: &Machine, option: &str) -> String {
+        let arguments = arguments(machine);
+        let at = arguments.iter().position(|a| a == option).unwrap();
+        arguments[at + 1].clone()
+    }
+
+    fn stack() -> Machine {
+        Machine::vsm("host.elf", "image.igvm")
+    }
+
+    #[test]
+    fn the_whole_command_line_of_the_stack() {
+        let machine = stack()
+            .vps(4)
+            .memory(ByteCount::gib(2))
+            .vtl2_memory(ByteCount::mib(128))
+            .bootarg("OPENHCL_EXIT_AFTER_BOOT=1");
+        let text = machine
+            .command_line(&Qemu::unprobed("qemu-system-x86_64"), Wiring::Terminal)
+            .unwrap()
+            .shell_text();
+        assert_eq!(
+            text,
+            r"qemu-system-x86_64 \
+  -nodefaults \
+  -no-user-config \
+  -no-reboot \
+  -display none \
+  -vga none \
+  -nic none \
+  -machine q35,memory-backend=ram \
+  -object memory-backend-memfd,id=ram,size=2048M,share=on \
+  -m 2048M \
+  -smp 5 \
+  -accel tcg,thread=multi \
+  -cpu max \
+  -global hpet.msi=on \
+  -global hpet.timers=8 \
+  -kernel host.elf \
+  -initrd image.igvm \
+  -append 'vtl2_memory=128M -- OPENHCL_EXIT_AFTER_BOOT=1' \
+  -chardev stdio,id=terminal,mux=on,signal=off \
+  -device isa-debugcon,iobase=0xe9,chardev=terminal \
+  -device isa-debug-exit,iobase=0xf4,iosize=4 \
+  -device isa-serial,index=2,chardev=terminal"
+        );
+    }
+
+    #[test]
+    fn one_vcpu_more_than_vps_is_given_and_parked() {
+        assert_eq!(value(&stack().vps(16), "-smp"), "17");
+        assert_eq!(stack().vps(2).apic_ids(), [1, 2]);
+    }
+
+    #[test]
+    fn without_parking_the_host_is_told() {
+        let machine = stack().vps(2).unparked();
+        assert_eq!(value(&machine, "-smp"), "2");
+        assert_eq!(value(&machine, "-append"), "park=off");
+        assert_eq!(machine.apic_ids(), [0, 1]);
+
+        let kvm = stack().vps(2).accel(Accel::Kvm);
+        assert_eq!(value(&kvm, "-smp"), "2");
+        assert_eq!(value(&kvm, "-append"), "park=off");
+    }
+
+    #[test]
+    fn a_plain_machine_has_only_the_vcpus_of_the_vm() {
+        let machine = Machine::plain("vmlinux", "initrd")
+            .vps(4)
+            .bootarg("console=ttyS2");
+        assert_eq!(value(&machine, "-smp"), "4");
+        assert_eq!(value(&machine, "-append"), "console=ttyS2");
+        assert!(!arguments(&machine).iter().any(|a| a.contains("debug")));
+    }
+
+    #[test]
+    fn boot_arguments_come_after_the_separator_only() {
+        let machine = stack().host_option("a=1").bootarg("b=2").bootarg("c=3 d");
+        assert_eq!(value(&machine, "-append"), "a=1 -- b=2 c=3 d");
+        assert!(!arguments(&stack()).iter().any(|a| a == "-append"));
+    }
+
+    #[test]
+    fn a_host_option_cannot_smuggle_boot_arguments() {
+        for option in ["--", "a b", "", "x\n--"] {
+            let result = stack()
+                .host_option(option)
+                .command_line(&Qemu::unprobed("qemu"), Wiring::Program);
+            assert!(
+                matches!(result, Err(MachineError::HostOption { .. })),
+                "{option:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn impossible_machines_are_refused() {
+        let refusal = |machine: Machine| {
+            machine
+                .command_line(&Qemu::unprobed("qemu"), Wiring::Program)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(refusal(stack().vps(0)), "0 VPs: expected 1 to 254");
+        assert_eq!(refusal(stack().vps(255)), "255 VPs: expected 1 to 254");
+        assert_eq!(
+            refusal(stack().memory(ByteCount::bytes(1000))),
+            "1000 of memory: expected a multiple of 1M, at least 1M"
+        );
+    }
+
+    #[test]
+    fn devices_network_and_debugger_are_there_only_when_asked_for() {
+        let machine = stack()
+            .nic("user,model=virtio-net-pci")
+            .extra(["-device", "virtio-rng-pci"])
+            .gdb(Gdb {
+                port: 1234,
+                freeze: true,
+            });
+        assert_eq!(value(&machine, "-nic"), "user,model=virtio-net-pci");
+        assert_eq!(value(&machine, "-gdb"), "tcp:127.0.0.1:1234");
+        let arguments = arguments(&machine);
+        assert!(arguments.contains(&"-S".to_owned()));
+        assert!(arguments.ends_with(&["-device".to_owned(), "virtio-rng-pci".to_owned()]));
+    }
+}
