@@ -15,7 +15,7 @@
 //! - a machine never outlives the [`Vm`] that stands for it.
 //!
 //! It refuses to interpret what the guest says beyond the exit reasons of
-//! `vsm_host_defs`, to run anything but an unmodified QEMU, and to retry.
+//! `vsm_host_defs` and, for a [`Timeline`], the lines of `boot_events`; to run anything but an unmodified QEMU, and to retry.
 //!
 //! Where it stands in the boot flow: before everything. The time at which QEMU's process is
 //! started is zero for all times that this crate reports.
@@ -29,6 +29,7 @@ mod exit;
 mod machine;
 mod probe;
 mod qmp;
+mod timeline;
 mod vm;
 
 pub use byte_count::ByteCount;
@@ -47,6 +48,9 @@ pub use probe::ProbeError;
 pub use probe::Qemu;
 pub use probe::Version;
 pub use qmp::QmpError;
+pub use timeline::Stage;
+pub use timeline::StageName;
+pub use timeline::Timeline;
 pub use vm::ConsoleReport;
 pub use vm::StartError;
 pub use vm::Vm;
