@@ -1,2 +1,0 @@
-//! fuzz
-fn main() {}
