@@ -1,0 +1,281 @@
+//! The initial ramdisk: one static binary, the kernel modules, and nothing that
+//! depends on where or when it was built.
+//!
+//! The archive is a "newc" cpio (`Documentation/driver-api/early-userspace/buffer-format.rst`)
+//! in LZ4's legacy frame, the only LZ4 form that the kernel unpacks. LZ4 is the fastest
+//! of the kernel's decompressors, and under emulation every instruction of it counts.
+
+use anyhow::{Context, ensure};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Where the multi-call binary lies in the initrd.
+const BINARY_PATH: &str = "bin/openhcl";
+
+/// Names under which the binary is started; PID 1 is `/underhill_init`.
+const PERSONAS: [&str; 4] = [
+    "underhill_init",
+    "bin/underhill_init",
+    "bin/openvmm_hcl",
+    "bin/underhill_vm",
+];
+
+/// busybox applets of the dev layer.
+const APPLETS: [&str; 24] = [
+    "ash", "cat", "chmod", "cp", "dd", "df", "dmesg", "echo", "free", "grep", "hexdump", "kill",
+    "less", "ln", "ls", "mkdir", "mount", "mv", "ps", "rm", "sh", "sleep", "top", "vi",
+];
+
+/// Empty directories, most of them mount points.
+const DIRECTORIES: [&str; 8] = [
+    "bin",
+    "dev",
+    "lib",
+    "lib/modules",
+    "proc",
+    "run",
+    "sys",
+    "tmp",
+];
+
+/// Magic number of LZ4's legacy frame.
+const LZ4_LEGACY_MAGIC: u32 = 0x184c_2102;
+
+/// Uncompressed bytes in a block of the legacy frame.
+const LZ4_LEGACY_BLOCK: usize = 8 << 20;
+
+/// What goes into an initrd.
+#[derive(Debug, Clone)]
+pub(crate) struct Contents {
+    /// The static multi-call binary.
+    pub(crate) binary: PathBuf,
+    /// Kernel modules, in the order in which PID 1 loads them.
+    pub(crate) modules: Vec<PathBuf>,
+    /// A static busybox: only in dev images.
+    pub(crate) busybox: Option<PathBuf>,
+}
+
+/// Builds the initrd, compressed.
+pub(crate) fn build(contents: &Contents) -> anyhow::Result<Vec<u8>> {
+    Ok(compress(&archive(contents)?))
+}
+
+/// The cpio archive itself.
+fn archive(contents: &Contents) -> anyhow::Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for directory in DIRECTORIES {
+        archive.directory(directory)?;
+    }
+    // The kernel opens it for PID 1 before devtmpfs can be mounted.
+    archive.character_device("dev/console", 0o600, 5, 1)?;
+    archive.character_device("dev/null", 0o666, 1, 3)?;
+    archive.character_device("dev/kmsg", 0o600, 1, 11)?;
+
+    archive.program(BINARY_PATH, &read(&contents.binary)?)?;
+    for name in PERSONAS {
+        archive.symlink(name, &format!("/{BINARY_PATH}"))?;
+    }
+    for (index, module) in contents.modules.iter().enumerate() {
+        let name = module
+            .file_name()
+            .and_then(|name| name.to_str())
+            .with_context(|| format!("{} has no usable file name", module.display()))?;
+        // PID 1 loads in the order of names.
+        archive.file(&format!("lib/modules/{index:03}-{name}"), &read(module)?)?;
+    }
+    if let Some(busybox) = &contents.busybox {
+        archive.program("bin/busybox", &read(busybox)?)?;
+        for applet in APPLETS {
+            archive.symlink(&format!("bin/{applet}"), "/bin/busybox")?;
+        }
+    }
+    archive.finish()
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(!bytes.is_empty(), "{} is empty", path.display());
+    Ok(bytes)
+}
+
+/// A cpio archive under construction: inode numbers count up, times are zero.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    next_inode: u32,
+}
+
+impl Archive {
+    fn directory(&mut self, name: &str) -> anyhow::Result<()> {
+        self.entry(self.header(name, 0o040_755), &[])
+    }
+
+    fn file(&mut self, name: &str, data: &[u8]) -> anyhow::Result<()> {
+        self.entry(self.header(name, 0o100_644), data)
+    }
+
+    fn program(&mut self, name: &str, data: &[u8]) -> anyhow::Result<()> {
+        self.entry(self.header(name, 0o100_755), data)
+    }
+
+    fn symlink(&mut self, name: &str, target: &str) -> anyhow::Result<()> {
+        self.entry(self.header(name, 0o120_777), target.as_bytes())
+    }
+
+    fn character_device(
+        &mut self,
+        name: &str,
+        mode: u32,
+        major: u32,
+        minor: u32,
+    ) -> anyhow::Result<()> {
+        let header = self
+            .header(name, 0o020_000 | mode)
+            .rdev_major(major)
+            .rdev_minor(minor);
+        self.entry(header, &[])
+    }
+
+    fn header(&self, name: &str, mode: u32) -> cpio::newc::Builder {
+        cpio::newc::Builder::new(name)
+            .ino(self.next_inode + 1)
+            .mode(mode)
+            .nlink(1)
+            .mtime(0)
+    }
+
+    fn entry(&mut self, header: cpio::newc::Builder, data: &[u8]) -> anyhow::Result<()> {
+        self.next_inode += 1;
+        let size = u32::try_from(data.len()).context("a file of the initrd exceeds 4 GiB")?;
+        let mut writer = header.write(&mut self.bytes, size);
+        writer.write_all(data)?;
+        writer.finish()?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> anyhow::Result<Vec<u8>> {
+        cpio::newc::trailer(&mut self.bytes)?;
+        Ok(self.bytes)
+    }
+}
+
+/// Puts `data` into LZ4's legacy frame: a magic number, then blocks with their
+/// compressed sizes.
+fn compress(data: &[u8]) -> Vec<u8> {
+    let mut out = LZ4_LEGACY_MAGIC.to_le_bytes().to_vec();
+    for block in data.chunks(LZ4_LEGACY_BLOCK) {
+        let compressed = lz4_flex::block::compress(block);
+        // A block of 8 MiB cannot grow beyond 32 bits.
+        out.extend((compressed.len() as u32).to_le_bytes());
+        out.extend(compressed);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(directory: &Path, busybox: bool) -> Contents {
+        let write = |name: &str, data: &[u8]| {
+            let path = directory.join(name);
+            std::fs::write(&path, data).unwrap();
+            path
+        };
+        Contents {
+            binary: write("openhcl", b"the binary"),
+            modules: vec![write("mshv_vtl.ko", b"a module")],
+            busybox: busybox.then(|| write("busybox", b"a shell")),
+        }
+    }
+
+    fn names(archive: &[u8]) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut rest = archive;
+        loop {
+            let reader = cpio::newc::Reader::new(rest).unwrap();
+            if reader.entry().is_trailer() {
+                return names;
+            }
+            names.push(reader.entry().name().to_owned());
+            rest = reader.finish().unwrap();
+        }
+    }
+
+    fn decompress(frame: &[u8]) -> Vec<u8> {
+        let (magic, mut rest) = frame.split_at(4);
+        assert_eq!(magic, LZ4_LEGACY_MAGIC.to_le_bytes());
+        let mut out = Vec::new();
+        while !rest.is_empty() {
+            let (size, blocks) = rest.split_at(4);
+            let size = u32::from_le_bytes(size.try_into().unwrap()) as usize;
+            out.extend(lz4_flex::block::decompress(&blocks[..size], LZ4_LEGACY_BLOCK).unwrap());
+            rest = &blocks[size..];
+        }
+        out
+    }
+
+    #[test]
+    fn archive_survives_compression() {
+        let directory = tempfile::tempdir().unwrap();
+        let contents = contents(directory.path(), true);
+        let plain = archive(&contents).unwrap();
+        assert_eq!(decompress(&build(&contents).unwrap()), plain);
+    }
+
+    #[test]
+    fn data_larger_than_a_block_survives_compression() {
+        let data: Vec<u8> = (0..LZ4_LEGACY_BLOCK + 12345)
+            .map(|i| (i / 7) as u8)
+            .collect();
+        assert_eq!(decompress(&compress(&data)), data);
+    }
+
+    #[test]
+    fn release_has_every_persona_and_no_shell() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = names(&archive(&contents(directory.path(), false)).unwrap());
+        for persona in PERSONAS {
+            assert!(
+                names.iter().any(|name| name == persona),
+                "{persona} is missing"
+            );
+        }
+        assert!(
+            names
+                .iter()
+                .any(|name| name == "lib/modules/000-mshv_vtl.ko")
+        );
+        assert!(
+            !names
+                .iter()
+                .any(|name| name.contains("busybox") || name == "bin/sh")
+        );
+    }
+
+    #[test]
+    fn dev_has_a_shell() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = names(&archive(&contents(directory.path(), true)).unwrap());
+        assert!(names.iter().any(|name| name == "bin/sh"));
+    }
+
+    #[test]
+    fn result_does_not_depend_on_place_or_time() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let one = build(&contents(one.path(), true)).unwrap();
+        let other = build(&contents(other.path(), true)).unwrap();
+        assert_eq!(one, other);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let contents = Contents {
+            binary: PathBuf::from("/nowhere/openhcl"),
+            modules: Vec::new(),
+            busybox: None,
+        };
+        let error = build(&contents).unwrap_err();
+        assert!(format!("{error:#}").contains("/nowhere/openhcl"));
+    }
+}
