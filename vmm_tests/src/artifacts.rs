@@ -1,0 +1,90 @@
+//! Where the built files are, handed from `cargo xtask` to the tests.
+
+use serde::Deserialize;
+use serde::Serialize;
+use std::path::Path;
+use std::path::PathBuf;
+
+/// Environment variable with the path of a file that holds [`Artifacts`] as JSON.
+pub const ARTIFACTS_VARIABLE: &str = "OPENHCL_TEST_ARTIFACTS";
+
+/// The files that tests boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifacts {
+    /// The bare-metal host.
+    pub vsm_host: PathBuf,
+    /// The release image.
+    pub release_image: PathBuf,
+    /// The image with a shell.
+    pub dev_image: PathBuf,
+    /// The release image's initrd, as it is in the image.
+    pub initrd: PathBuf,
+    /// The test payload, an ELF file.
+    pub tmk: PathBuf,
+    /// Where tests keep consoles.
+    pub consoles: PathBuf,
+}
+
+/// Why there are no artifacts.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactsError {
+    /// The tests were not started by xtask.
+    #[error(
+        "{ARTIFACTS_VARIABLE} is not set: these tests boot an image that must be built first; run `cargo xtask vmm-tests`"
+    )]
+    NotSet,
+    /// The file cannot be read.
+    #[error("{}: {source}; run `cargo xtask vmm-tests`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is of another version.
+    #[error("{}: {source}; run `cargo xtask vmm-tests`", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+impl Artifacts {
+    /// What xtask has built.
+    pub fn from_environment() -> Result<Self, ArtifactsError> {
+        match std::env::var_os(ARTIFACTS_VARIABLE) {
+            Some(path) => Self::read(Path::new(&path)),
+            None => Err(ArtifactsError::NotSet),
+        }
+    }
+
+    fn read(path: &Path) -> Result<Self, ArtifactsError> {
+        let path = path.to_owned();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) => return Err(ArtifactsError::Read { path, source }),
+        };
+        serde_json::from_str(&text).map_err(|source| ArtifactsError::Parse { path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_says_what_to_run() {
+        let error = Artifacts::read(Path::new("/nonexistent/artifacts.json")).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("/nonexistent/artifacts.json"), "{text}");
+        assert!(text.contains("cargo xtask vmm-tests"), "{text}");
+        assert!(
+            ArtifactsError::NotSet
+                .to_string()
+                .contains("cargo xtask vmm-tests")
+        );
+    }
+}

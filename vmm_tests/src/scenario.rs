@@ -1,0 +1,258 @@
+//! A machine for a test, and what the test does with it.
+
+use crate::Artifacts;
+use crate::Image;
+use crate::Topology;
+use boot_events::Event;
+use qemu::ByteCount;
+use qemu::Exit;
+use qemu::Line;
+use qemu::Machine;
+use qemu::Qemu;
+use qemu::Source;
+use qemu::Vm;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use vsm_host_defs::ExitReason;
+
+/// When a wait becomes a failure. Far more than any boot takes, also on a loaded machine
+/// that emulates 17 vCPUs on 2 processors.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Asks the paravisor to end after it has started.
+const EXIT_AFTER_BOOT: &str = "OPENHCL_EXIT_AFTER_BOOT=1";
+
+/// A machine that is described but not yet started.
+#[derive(Debug)]
+pub struct Scenario {
+    machine: Machine,
+    directory: PathBuf,
+}
+
+/// A running machine. Its consoles' files are removed with it unless the test fails.
+pub struct TestVm {
+    vm: Vm,
+}
+
+impl Scenario {
+    /// The stack with the release image: 1 VP, 512 MiB.
+    #[track_caller]
+    pub fn release() -> Self {
+        Self::image_file(|artifacts| artifacts.release_image.clone())
+    }
+
+    /// The stack with the image that has a shell.
+    #[track_caller]
+    pub fn dev() -> Self {
+        Self::image_file(|artifacts| artifacts.dev_image.clone())
+    }
+
+    /// The stack with an image of the test's own.
+    #[track_caller]
+    pub fn image(image: &Image) -> Self {
+        Self::image_bytes(image.bytes())
+    }
+
+    /// The stack with any bytes in place of an image.
+    #[track_caller]
+    pub fn image_bytes(bytes: &[u8]) -> Self {
+        let directory = new_directory(&artifacts());
+        let path = directory.join("image.igvm");
+        std::fs::create_dir_all(&directory)
+            .and_then(|()| std::fs::write(&path, bytes))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self::new(directory, &path)
+    }
+
+    #[track_caller]
+    fn image_file(choose: impl FnOnce(&Artifacts) -> PathBuf) -> Self {
+        let artifacts = artifacts();
+        Self::new(new_directory(&artifacts), &choose(&artifacts))
+    }
+
+    #[track_caller]
+    fn new(directory: PathBuf, image: &Path) -> Self {
+        Self {
+            machine: Machine::vsm(artifacts().vsm_host, image).memory(ByteCount::mib(512)),
+            directory,
+        }
+    }
+
+    /// Number of VPs.
+    pub fn vps(self, vps: u32) -> Self {
+        self.with(|machine| machine.vps(vps))
+    }
+
+    /// All memory of the machine.
+    pub fn memory(self, memory: ByteCount) -> Self {
+        self.with(|machine| machine.memory(memory))
+    }
+
+    /// The host's boot arguments; one or more words.
+    pub fn bootargs(self, arguments: &str) -> Self {
+        self.with(|machine| machine.bootarg(arguments))
+    }
+
+    /// The machine powers itself off once it has booted.
+    pub fn power_off_after_boot(self) -> Self {
+        self.bootargs(EXIT_AFTER_BOOT)
+    }
+
+    /// Changes the machine in a way that has no method of its own here.
+    pub fn with(mut self, change: impl FnOnce(Machine) -> Machine) -> Self {
+        self.machine = change(self.machine);
+        self
+    }
+
+    /// Starts QEMU.
+    #[track_caller]
+    pub fn start(self) -> TestVm {
+        let qemu = Qemu::find().unwrap_or_else(|error| panic!("{error}"));
+        match self.machine.start(&qemu, &self.directory) {
+            Ok(vm) => TestVm { vm },
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl TestVm {
+    /// Waits for a line with this text; fails the test if it does not come.
+    #[track_caller]
+    pub fn expect(&mut self, source: Source, text: &str) -> Line {
+        match self.vm.wait_for_text(source, text, DEADLINE) {
+            Ok(line) => line,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Waits for an event of the boot; what `read` makes of it is the result.
+    #[track_caller]
+    pub fn expect_event<T>(
+        &mut self,
+        source: Source,
+        what: &str,
+        read: impl Fn(Event<'_>) -> Option<T>,
+    ) -> T {
+        let of = |line: &Line| Event::find(&line.text).and_then(&read);
+        let line = self
+            .vm
+            .wait_for(source, what, DEADLINE, |line| of(line).is_some());
+        match line {
+            Ok(line) => of(&line).expect("the line was chosen because it has the event"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Waits until the paravisor has started.
+    #[track_caller]
+    pub fn expect_ready(&mut self) {
+        self.expect_event(Source::Vtl2, "ready paravisor", |event| {
+            (event == Event::Ready).then_some(())
+        });
+    }
+
+    /// The machine as the paravisor reports it.
+    #[track_caller]
+    pub fn topology(&mut self) -> Topology {
+        let json = self.expect_event(Source::Vtl2, "topology", |event| match event {
+            Event::Topology(json) => Some(json.to_owned()),
+            _ => None,
+        });
+        serde_json::from_str(&json).unwrap_or_else(|error| panic!("topology {json}: {error}"))
+    }
+
+    /// Waits for the end of the machine and compares the reason.
+    #[track_caller]
+    pub fn expect_exit(&mut self, expected: ExitReason) {
+        let exit = match self.vm.wait_exit(DEADLINE) {
+            Ok(exit) => exit,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(
+            exit == Exit::Host(expected),
+            "{exit}, expected: {}\n{}",
+            Exit::Host(expected),
+            self.vm.report()
+        );
+    }
+
+    /// Waits for the host to refuse the image; the reason.
+    #[track_caller]
+    pub fn expect_refusal(&mut self) -> String {
+        self.expect_exit(ExitReason::ImageRefused);
+        self.expect_event(Source::Host, "refusal", |event| match event {
+            Event::HostImageRefused(reason) => Some(reason.to_owned()),
+            _ => None,
+        })
+    }
+
+    /// Waits for VTL2 to crash; the cause, as the host decoded it.
+    #[track_caller]
+    pub fn expect_crash(&mut self) -> String {
+        self.expect_exit(ExitReason::Vtl2Crash);
+        self.expect_event(Source::Host, "crash", |event| match event {
+            Event::Vtl2Crashed(cause) => Some(cause.to_owned()),
+            _ => None,
+        })
+    }
+
+    /// Types a line on VTL2's console.
+    #[track_caller]
+    pub fn type_line(&mut self, text: &str) {
+        if let Err(error) = self.vm.type_text(&format!("{text}\n")) {
+            panic!("typing {text:?}: {error}\n{}", self.vm.report());
+        }
+    }
+
+    /// All that was said so far, as one text.
+    pub fn console(&self, source: Source) -> String {
+        self.vm
+            .lines(source)
+            .iter()
+            .flat_map(|line| [line.text.as_str(), "\n"])
+            .collect()
+    }
+
+    /// The machine itself.
+    pub fn vm(&mut self) -> &mut Vm {
+        &mut self.vm
+    }
+
+    /// Where the consoles are kept if the test fails; for messages.
+    pub fn directory(&self) -> &Path {
+        self.vm.directory()
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        let directory = self.vm.directory();
+        if std::thread::panicking() {
+            eprintln!("consoles are kept in {}", directory.display());
+        } else {
+            // A directory that cannot be removed is no reason to fail; the next run of
+            // the tests starts with an empty one.
+            let _ = std::fs::remove_dir_all(directory);
+        }
+    }
+}
+
+#[track_caller]
+fn artifacts() -> Artifacts {
+    match Artifacts::from_environment() {
+        Ok(artifacts) => artifacts,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A directory that no other machine uses: the test's name and a number.
+fn new_directory(artifacts: &Artifacts) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("test").replace("::", ".");
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    artifacts.consoles.join(format!("{test}-{number}"))
+}

@@ -1,0 +1,3 @@
+//! The stack, booted for real. Started by `cargo xtask vmm-tests`.
+
+mod boot;
