@@ -1,1 +1,43 @@
-//! igvm_builder
+//! Packs the parts of the paravisor into one IGVM file, and reads such files back.
+//!
+//! An IGVM file is a list of instructions for the host: which memory the VM needs, which
+//! pages hold what, where the host's own parameters belong, and the registers that the
+//! first processor starts with. `vsm_host` and Hyper-V carry them out; then the boot shim
+//! runs and everything else is its business. This crate therefore decides where things
+//! are in VTL2's memory, and the boot shim learns it from one page (`ShimParamsRaw`).
+//!
+//! What it promises:
+//! - The same inputs give the same bytes, wherever and whenever it runs. Nothing but the
+//!   manifest and the contents of the resources enters the file: no path, no time.
+//! - No two parts overlap, and all of them lie inside the memory that the manifest asks
+//!   for; otherwise an error names both parties or the sizes.
+//! - Offsets, sizes and magic numbers come from `loader_defs`, which the boot shim reads
+//!   too; page tables come from `page_table`.
+//! - The `igvm` crate's parser reads every file back without loss.
+//!
+//! What it refuses: to interpret what it packs. The kernel and the boot shim are ELF
+//! files of which only the loadable segments and the entry count; no relocation is
+//! applied (the shim relocates itself). Isolated platforms (SNP, TDX, VBS) and payloads
+//! for VTL0 are refused by name until they exist.
+//!
+//! The modules, in the order of the work: [`manifest`] says what is wanted, [`elf`] reads
+//! kernel and shim, [`layout`] decides the places, [`registers`] the start of the first
+//! processor, [`image`] writes the file. Then the other direction: [`view`] reads any
+//! file and recognises the parts, [`dump`], [`map`], [`diff`] and [`measure`] tell about
+//! it.
+
+#![forbid(unsafe_code)]
+
+pub mod component;
+pub mod elf;
+pub mod error;
+pub mod image;
+pub mod layout;
+pub mod manifest;
+pub mod registers;
+
+pub use error::Error;
+pub use image::BuiltImage;
+pub use image::Resources;
+pub use image::build;
+pub use manifest::Manifest;
