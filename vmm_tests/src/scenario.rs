@@ -202,7 +202,7 @@ impl TestVm {
     /// Types a line on VTL2's console.
     #[track_caller]
     pub fn type_line(&mut self, text: &str) {
-        if let Err(error) = self.vm.type_text(&format!("{text}\n")) {
+        if let Err(error) = self.vm.type_text(format!("{text}\n").as_bytes()) {
             panic!("typing {text:?}: {error}\n{}", self.vm.report());
         }
     }

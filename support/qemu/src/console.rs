@@ -55,6 +55,10 @@ pub struct Line {
     pub text: String,
 }
 
+/// Gets a copy of a console's bytes as they arrive, e.g. to show them. Dropped when the
+/// console ends.
+pub type Echo = Box<dyn Write + Send>;
+
 /// What both consoles have said so far. Waits sleep on `changed`.
 pub(crate) struct Board {
     pub(crate) started: Instant,
@@ -131,6 +135,7 @@ pub(crate) fn capture(
     source: Source,
     mut stream: impl Read + Send + 'static,
     mut file: File,
+    mut echo: Option<Echo>,
 ) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(source.name().to_owned())
@@ -147,6 +152,9 @@ pub(crate) fn capture(
                 };
                 // A full disk must not stop the machine; memory still has the lines.
                 let _ = file.write_all(&buffer[..count]);
+                if let Some(echo) = &mut echo {
+                    let _ = echo.write_all(&buffer[..count]).and_then(|()| echo.flush());
+                }
                 for &byte in &buffer[..count] {
                     if byte == b'\n' || line.len() == MAX_LINE_BYTES {
                         board.push(source, &line);
@@ -173,7 +181,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("console");
         let file = File::create(&path).unwrap();
-        capture(board.clone(), Source::Vtl2, bytes, file)
+        capture(board.clone(), Source::Vtl2, bytes, file, None)
             .unwrap()
             .join()
             .unwrap();

@@ -36,6 +36,7 @@ pub use byte_count::ByteCount;
 pub use byte_count::ByteCountError;
 pub use command_line::CommandLine;
 pub use command_line::Wiring;
+pub use console::Echo;
 pub use console::Line;
 pub use console::Source;
 pub use exit::Exit;

@@ -1,6 +1,7 @@
 //! A running machine.
 
 use crate::CommandLine;
+use crate::Echo;
 use crate::Exit;
 use crate::Line;
 use crate::Machine;
@@ -108,13 +109,27 @@ impl Machine {
     /// Starts QEMU. Consoles and command are kept in files in `directory`, which is
     /// created.
     pub fn start(&self, qemu: &Qemu, directory: &Path) -> Result<Vm, StartError> {
-        Vm::spawn(&self.command_line(qemu, Wiring::Program)?, directory)
+        self.start_with_echo(qemu, directory, |_| None)
+    }
+
+    /// Starts QEMU; what the consoles say is also given to `echo`.
+    pub fn start_with_echo(
+        &self,
+        qemu: &Qemu,
+        directory: &Path,
+        echo: impl FnMut(Source) -> Option<Echo>,
+    ) -> Result<Vm, StartError> {
+        Vm::spawn(&self.command_line(qemu, Wiring::Program)?, directory, echo)
     }
 }
 
 impl Vm {
     /// Starts a command that is wired for a program.
-    fn spawn(line: &CommandLine, directory: &Path) -> Result<Self, StartError> {
+    fn spawn(
+        line: &CommandLine,
+        directory: &Path,
+        mut echo: impl FnMut(Source) -> Option<Echo>,
+    ) -> Result<Self, StartError> {
         let io = |what: String| move |source| StartError::Io { what, source };
         let in_directory = || io(format!("keeping consoles in {}", directory.display()));
 
@@ -158,9 +173,21 @@ impl Vm {
             directory: directory.to_owned(),
         };
         let readers = || io("a thread for a console".to_owned());
-        let host_reader = capture(board.clone(), Source::Host, host, host_file);
+        let host_reader = capture(
+            board.clone(),
+            Source::Host,
+            host,
+            host_file,
+            echo(Source::Host),
+        );
         vm.readers.push(host_reader.map_err(readers())?);
-        let vtl2_reader = capture(board, Source::Vtl2, vtl2_reader, vtl2_file);
+        let vtl2_reader = capture(
+            board,
+            Source::Vtl2,
+            vtl2_reader,
+            vtl2_file,
+            echo(Source::Vtl2),
+        );
         vm.readers.push(vtl2_reader.map_err(readers())?);
         Ok(vm)
     }
@@ -219,25 +246,9 @@ impl Vm {
         }
     }
 
-    /// Waits until a new line was said or a console ended, and returns how many lines
-    /// there are; for those who show consoles as they grow.
-    pub fn wait_change(&self, seen: [usize; 2]) -> [usize; 2] {
-        let counts = |state: &State| [state.host.lines.len(), state.vtl2.lines.len()];
-        let mut state = self.board.lock();
-        while counts(&state) == seen && !(state.host.ended.is_some() && state.vtl2.ended.is_some())
-        {
-            state = self
-                .board
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        counts(&state)
-    }
-
     /// Types on VTL2's console.
-    pub fn type_text(&self, text: &str) -> std::io::Result<()> {
-        (&self.vtl2).write_all(text.as_bytes())
+    pub fn type_text(&self, text: &[u8]) -> std::io::Result<()> {
+        (&self.vtl2).write_all(text)
     }
 
     /// All lines so far.
@@ -385,7 +396,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut line = CommandLine::new(Path::new("sh"));
         line.option("-c", script);
-        let vm = Vm::spawn(&line, &directory.path().join("consoles")).unwrap();
+        let vm = Vm::spawn(&line, &directory.path().join("consoles"), |_| None).unwrap();
         (directory, vm)
     }
 
@@ -408,7 +419,7 @@ mod tests {
         // the first line.
         let (_directory, mut vm) = fake("echo ready >&0; read word <&0; echo \"got $word\" >&0");
         vm.wait_for_text(Source::Vtl2, "ready", LONG).unwrap();
-        vm.type_text("hello\n").unwrap();
+        vm.type_text(b"hello\n").unwrap();
         let line = vm.wait_for_text(Source::Vtl2, "got", LONG).unwrap();
         assert_eq!(line.text, "got hello");
         // Lines of the past still count.
@@ -447,7 +458,7 @@ mod tests {
             text.contains("\"never\"") && text.contains("waiting"),
             "{text}"
         );
-        vm.type_text("go\n").unwrap();
+        vm.type_text(b"go\n").unwrap();
         assert_eq!(vm.wait_exit(LONG).unwrap(), Exit::Host(ExitReason::Reset));
     }
 
@@ -464,25 +475,37 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_seen_until_the_end() {
-        let (_directory, mut vm) = fake("echo one >&2; echo two >&2");
-        let mut seen = [0, 0];
-        loop {
-            let now = vm.wait_change(seen);
-            if now == seen {
-                break;
+    fn an_echo_gets_every_byte_and_is_dropped_at_the_end() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        /// Sends what it gets; the channel closes when it is dropped.
+        struct Sender(std::sync::mpsc::Sender<Vec<u8>>);
+        impl Write for Sender {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.send(bytes.to_vec()).unwrap();
+                Ok(bytes.len())
             }
-            seen = now;
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
         }
-        assert_eq!(seen, [2, 0]);
-        assert_eq!(vm.wait_exit(LONG).unwrap(), Exit::Normal);
+        let mut sender = Some(sender);
+        let directory = tempfile::tempdir().unwrap();
+        let mut line = CommandLine::new(Path::new("sh"));
+        line.option("-c", "printf 'no end' >&0");
+        let _vm = Vm::spawn(&line, directory.path(), |source| {
+            (source == Source::Vtl2)
+                .then(|| Box::new(Sender(sender.take().unwrap())) as crate::Echo)
+        })
+        .unwrap();
+        let echoed: Vec<u8> = receiver.into_iter().flatten().collect();
+        assert_eq!(echoed, b"no end");
     }
 
     #[test]
     fn a_program_that_is_not_there_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let line = CommandLine::new(Path::new("/nonexistent/qemu"));
-        let error = Vm::spawn(&line, directory.path()).err().unwrap();
+        let error = Vm::spawn(&line, directory.path(), |_| None).err().unwrap();
         assert!(error.to_string().contains("/nonexistent/qemu"), "{error}");
     }
 }
