@@ -27,10 +27,86 @@ pub enum HvRegisterName {
     VSM_PARTITION_CONFIG = 0x000d_0007,
     /// Guest OS identity (aarch64 and x64).
     GUEST_OS_ID = 0x0009_0002,
+    /// Partition reference counter, 100 ns units (aarch64, where it is no MSR).
+    TIME_REF_COUNT = 0x0009_0004,
     /// First guest crash parameter; P1 to P4 follow.
     GUEST_CRASH_P0 = 0x0000_0210,
     /// Guest crash control.
     GUEST_CRASH_CTL = 0x0000_0215,
+    /// Accumulator.
+    RAX = 0x0002_0000,
+    /// RCX.
+    RCX = 0x0002_0001,
+    /// RDX.
+    RDX = 0x0002_0002,
+    /// RBX.
+    RBX = 0x0002_0003,
+    /// Stack pointer.
+    RSP = 0x0002_0004,
+    /// RBP.
+    RBP = 0x0002_0005,
+    /// RSI.
+    RSI = 0x0002_0006,
+    /// RDI.
+    RDI = 0x0002_0007,
+    /// R8.
+    R8 = 0x0002_0008,
+    /// R9.
+    R9 = 0x0002_0009,
+    /// R10.
+    R10 = 0x0002_000a,
+    /// R11.
+    R11 = 0x0002_000b,
+    /// R12.
+    R12 = 0x0002_000c,
+    /// R13.
+    R13 = 0x0002_000d,
+    /// R14.
+    R14 = 0x0002_000e,
+    /// R15.
+    R15 = 0x0002_000f,
+    /// Instruction pointer.
+    RIP = 0x0002_0010,
+    /// Flags.
+    RFLAGS = 0x0002_0011,
+    /// CR0.
+    CR0 = 0x0004_0000,
+    /// CR2.
+    CR2 = 0x0004_0001,
+    /// CR3.
+    CR3 = 0x0004_0002,
+    /// CR4.
+    CR4 = 0x0004_0003,
+    /// CR8.
+    CR8 = 0x0004_0004,
+    /// ES.
+    ES = 0x0006_0000,
+    /// CS.
+    CS = 0x0006_0001,
+    /// SS.
+    SS = 0x0006_0002,
+    /// DS.
+    DS = 0x0006_0003,
+    /// FS.
+    FS = 0x0006_0004,
+    /// GS.
+    GS = 0x0006_0005,
+    /// LDTR.
+    LDTR = 0x0006_0006,
+    /// TR.
+    TR = 0x0006_0007,
+    /// IDTR.
+    IDTR = 0x0007_0000,
+    /// GDTR.
+    GDTR = 0x0007_0001,
+    /// EFER.
+    EFER = 0x0008_0001,
+    /// IA32_PAT.
+    PAT = 0x0008_0004,
+    /// MSR 0x2ff (default memory type); the names up to `MTRR_LAST` are the other MTRRs.
+    MTRR_DEF_TYPE = 0x0008_000e,
+    /// Last of the MTRRs.
+    MTRR_LAST = 0x0008_007a,
 }
 
 /// `HV_REGISTER_ASSOC`: one element of `SET_VP_REGISTERS`.

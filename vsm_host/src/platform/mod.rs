@@ -1,0 +1,277 @@
+//! What machine this is: CPUs, RAM with its NUMA nodes, interrupt controllers.
+//!
+//! The sources are the PVH start information and the ACPI tables. The firmware below is
+//! part of the machine and as such trusted, but its tables are still bytes with lengths
+//! in them: every read goes through [`PhysMemory`], every length is checked against the
+//! table that contains it, and checksums must be right.
+
+pub mod acpi;
+pub mod pvh;
+mod range;
+
+pub use range::MemoryRange;
+pub use range::PAGE_SIZE;
+pub use range::normalize;
+pub use range::subtract;
+
+use acpi::AcpiError;
+use acpi::AcpiTables;
+use alloc::vec;
+use alloc::vec::Vec;
+use pvh::MemoryKind;
+use pvh::MemoryMapEntry;
+use thiserror::Error;
+
+/// End of the addresses below which a PC has its devices of old.
+const FOUR_GIB: u64 = 1 << 32;
+/// Where the chipset's own registers begin (IOAPIC, HPET, local APIC, flash).
+const CHIPSET_MMIO: u64 = 0xfec0_0000;
+
+/// Reads physical memory.
+pub trait PhysMemory {
+    /// Fills `out` from `address`, or says that the memory cannot be read.
+    fn read(&self, address: u64, out: &mut [u8]) -> Result<(), Unreadable>;
+}
+
+/// Physical memory that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("cannot read {size} bytes at physical address {address:#x}, expected RAM")]
+pub struct Unreadable {
+    /// First byte.
+    pub address: u64,
+    /// Number of bytes.
+    pub size: usize,
+}
+
+/// What the processor and the start-up code know of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Firmware<'a> {
+    /// The firmware's memory map.
+    pub memory_map: &'a [MemoryMapEntry],
+    /// Address of the RSDP; 0: search for it.
+    pub rsdp: u64,
+    /// Memory that the host keeps for ever.
+    pub own: &'a [MemoryRange],
+    /// Memory that is read until the image is loaded (the IGVM file itself).
+    pub busy: &'a [MemoryRange],
+    /// The CPU that runs this.
+    pub bsp_apic_id: u32,
+    /// CPUID 0x80000008, EAX bits 0 to 7.
+    pub physical_address_bits: u8,
+    /// Random bytes for the image.
+    pub entropy: &'a [u8],
+    /// A 16550 answers at 0x3e8.
+    pub com3: bool,
+}
+
+/// A CPU of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cpu {
+    /// Its local APIC id.
+    pub apic_id: u32,
+    /// Its NUMA node.
+    pub node: u32,
+}
+
+/// A run of RAM on one NUMA node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RamRange {
+    /// Where; page aligned.
+    pub range: MemoryRange,
+    /// The node.
+    pub node: u32,
+}
+
+/// An IOAPIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoApic {
+    /// Physical address of its registers.
+    pub address: u32,
+    /// First global system interrupt.
+    pub gsi_base: u32,
+}
+
+/// The machine, as far as an image may know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineInfo {
+    /// Usable CPUs, sorted by APIC id.
+    pub cpus: Vec<Cpu>,
+    /// The CPU that was started by the firmware.
+    pub bsp_apic_id: u32,
+    /// RAM without the host's own, page aligned, sorted, disjoint.
+    pub ram: Vec<RamRange>,
+    /// The host's own memory.
+    pub own: Vec<MemoryRange>,
+    /// Memory that nothing may be loaded to.
+    pub busy: Vec<MemoryRange>,
+    /// IOAPICs.
+    pub io_apics: Vec<IoApic>,
+    /// Room for devices below and above 4 GiB.
+    pub mmio: [MemoryRange; 2],
+    /// Tables that are handed on.
+    pub tables: AcpiTables,
+    /// Random bytes.
+    pub entropy: Vec<u8>,
+    /// A 16550 answers at 0x3e8.
+    pub com3: bool,
+}
+
+/// Why the machine cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum PlatformError {
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// The memory map has no RAM that is left for a VTL.
+    #[error("memory map: found no RAM beside the host's own, expected at least one page")]
+    NoRam,
+    /// The MADT does not list the CPU that runs this.
+    #[error("MADT: found no enabled CPU with APIC id {apic_id}, expected the CPU that runs now")]
+    BspMissing {
+        /// APIC id of the running CPU.
+        apic_id: u32,
+    },
+}
+
+impl MachineInfo {
+    /// The CPUs that run VPs, in the order of VP indexes. With `park` the first CPU of
+    /// the machine is not among them.
+    pub fn vps(&self, park: bool) -> Vec<Cpu> {
+        self.cpus
+            .iter()
+            .filter(|cpu| !(park && cpu.apic_id == self.bsp_apic_id))
+            .copied()
+            .collect()
+    }
+
+    /// RAM as runs of addresses, whatever the node.
+    pub fn ram_runs(&self) -> Vec<MemoryRange> {
+        let mut runs = self.ram.iter().map(|ram| ram.range).collect();
+        normalize(&mut runs);
+        runs
+    }
+}
+
+/// Learns the machine.
+pub fn discover(
+    memory: &impl PhysMemory,
+    firmware: &Firmware<'_>,
+) -> Result<MachineInfo, PlatformError> {
+    let tables = acpi::read_tables(memory, firmware.rsdp)?;
+    let madt = acpi::parse_madt(&tables.madt)?;
+    let srat = match &tables.srat {
+        Some(table) => acpi::parse_srat(table)?,
+        None => acpi::Srat::default(),
+    };
+    let mut cpus: Vec<Cpu> = madt
+        .apic_ids
+        .iter()
+        .map(|&apic_id| Cpu {
+            apic_id,
+            node: srat.node_of_cpu(apic_id),
+        })
+        .collect();
+    cpus.sort_unstable();
+    cpus.dedup_by_key(|cpu| cpu.apic_id);
+    if !cpus.iter().any(|cpu| cpu.apic_id == firmware.bsp_apic_id) {
+        return Err(PlatformError::BspMissing {
+            apic_id: firmware.bsp_apic_id,
+        });
+    }
+    let ram = usable_ram(firmware);
+    if ram.is_empty() {
+        return Err(PlatformError::NoRam);
+    }
+    let mmio = mmio_gaps(firmware);
+    Ok(MachineInfo {
+        cpus,
+        bsp_apic_id: firmware.bsp_apic_id,
+        ram: split_by_node(ram, &srat),
+        own: firmware.own.to_vec(),
+        busy: firmware.busy.to_vec(),
+        io_apics: madt.io_apics,
+        mmio,
+        tables,
+        entropy: firmware.entropy.to_vec(),
+        com3: firmware.com3,
+    })
+}
+
+/// Whole pages of RAM that neither the firmware nor the host wants.
+fn usable_ram(firmware: &Firmware<'_>) -> Vec<MemoryRange> {
+    let entries = |is_ram: bool| {
+        firmware
+            .memory_map
+            .iter()
+            .filter(move |entry| (entry.kind == MemoryKind::RAM) == is_ram)
+            .map(|entry| entry.range)
+    };
+    let mut ram: Vec<MemoryRange> = entries(true).map(MemoryRange::whole_pages).collect();
+    normalize(&mut ram);
+    for taken in entries(false).chain(firmware.own.iter().copied()) {
+        subtract(&mut ram, taken);
+    }
+    for range in &mut ram {
+        *range = range.whole_pages();
+    }
+    normalize(&mut ram);
+    ram
+}
+
+/// Cuts RAM where the node changes. RAM that no table mentions is on node 0.
+fn split_by_node(ram: Vec<MemoryRange>, srat: &acpi::Srat) -> Vec<RamRange> {
+    let mut unassigned = ram;
+    let mut assigned = Vec::new();
+    for affinity in &srat.memory {
+        let node_range = affinity.range.whole_pages();
+        assigned.extend(
+            unassigned
+                .iter()
+                .map(|range| range.intersection(node_range))
+                .filter(|range| !range.is_empty())
+                .map(|range| RamRange {
+                    range,
+                    node: affinity.node,
+                }),
+        );
+        subtract(&mut unassigned, node_range);
+    }
+    assigned.extend(
+        unassigned
+            .into_iter()
+            .map(|range| RamRange { range, node: 0 }),
+    );
+    assigned.sort_unstable();
+    assigned
+}
+
+/// Room for devices: below the chipset's registers, and above all RAM.
+fn mmio_gaps(firmware: &Firmware<'_>) -> [MemoryRange; 2] {
+    const GIB: u64 = 1 << 30;
+    let limit = 1u64 << firmware.physical_address_bits.min(52);
+    let ram_end = firmware
+        .memory_map
+        .iter()
+        .filter(|entry| entry.kind == MemoryKind::RAM)
+        .map(|entry| entry.range.end())
+        .filter(|end| *end <= limit)
+        .fold(FOUR_GIB, u64::max);
+    [
+        MemoryRange::new(1 << 20, CHIPSET_MMIO),
+        MemoryRange::new(ram_end.next_multiple_of(GIB), limit),
+    ]
+    .map(|gap| {
+        let mut holes = vec![gap];
+        for entry in firmware.memory_map {
+            subtract(&mut holes, entry.range);
+        }
+        holes
+            .into_iter()
+            .map(MemoryRange::whole_pages)
+            .max_by_key(|hole| hole.size())
+            .unwrap_or(MemoryRange::new(gap.end(), gap.end()))
+    })
+}
+
+//#[cfg(test)]
+//mod tests;
