@@ -1,10 +1,118 @@
-//! Run the end-to-end tests.
+//! `cargo xtask vmm-tests`: builds what the end-to-end tests boot and runs them.
+
+use crate::artifacts;
+use crate::artifacts::ImageProfile;
+use anyhow::Context as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use vmm_tests::ARTIFACTS_VARIABLE;
+use vmm_tests::Artifacts;
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask vmm-tests              all
+  cargo xtask vmm-tests boot::       those of one file
+  cargo xtask vmm-tests --list       what there is
+Consoles of failed tests are kept, a failure names their directory.";
 
 /// Arguments of this command.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[derive(Debug, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Run only the tests whose name contains this.
+    filter: Option<String>,
+    /// Machines that run at the same time.
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+    /// List the tests.
+    #[arg(long)]
+    list: bool,
+}
 
 /// Runs the command.
-pub(crate) fn main(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not available yet")
+pub(crate) fn main(args: Args) -> anyhow::Result<()> {
+    let root = workspace_root();
+    let directory = root.join("target/vmm_tests");
+    let release = artifacts::ensure(ImageProfile::Release)?;
+    let dev = artifacts::ensure(ImageProfile::Dev)?;
+    let consoles = directory.join("consoles");
+    // What earlier runs left behind belongs to failures that were seen already.
+    match std::fs::remove_dir_all(&consoles) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("emptying {}", consoles.display()));
+        }
+        _ => {}
+    }
+    std::fs::create_dir_all(&consoles)
+        .with_context(|| format!("creating {}", consoles.display()))?;
+
+    let list = directory.join("artifacts.json");
+    let artifacts = Artifacts {
+        vsm_host: release.vsm_host,
+        release_image: release.igvm,
+        dev_image: dev.igvm,
+        initrd: release.initrd,
+        tmk: release.tmk,
+        consoles,
+    };
+    std::fs::write(&list, serde_json::to_vec_pretty(&artifacts)?)
+        .with_context(|| format!("writing {}", list.display()))?;
+    let status = args
+        .command(&root, &list)
+        .status()
+        .context("starting cargo test")?;
+    anyhow::ensure!(
+        status.success(),
+        "end-to-end tests failed; consoles are in {}",
+        artifacts.consoles.display()
+    );
+    Ok(())
+}
+
+impl Args {
+    fn command(&self, root: &Path, artifacts: &Path) -> Command {
+        // Two processors emulate two machines without either waiting for the other;
+        // more would only make all of them slow.
+        let jobs = self.jobs.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(1, |processors| processors.get())
+        });
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command
+            .current_dir(root)
+            .env(ARTIFACTS_VARIABLE, artifacts)
+            .args(["test", "--quiet", "--package", "vmm_tests"])
+            .args(["--features", "e2e", "--test", "e2e", "--"])
+            .args(["--test-threads", &jobs.to_string()])
+            .args(&self.filter);
+        if self.list {
+            command.arg("--list");
+        }
+        command
+    }
+}
+
+/// The directory of the workspace's `Cargo.toml`.
+pub(crate) fn workspace_root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_goes_to_the_tests_and_not_to_cargo() {
+        let args = Args {
+            filter: Some("boot::".to_owned()),
+            jobs: Some(3),
+            list: false,
+        };
+        let command = args.command(Path::new("."), Path::new("a.json"));
+        let words: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
+        let separator = words.iter().position(|w| *w == "--").unwrap();
+        assert_eq!(words[separator + 1..], ["--test-threads", "3", "boot::"]);
+    }
 }

@@ -1,10 +1,81 @@
-//! Measure.
+//! `cargo xtask bench`: figures, each with the limit that it must keep and the value that
+//! the committed baseline has.
+//!
+//! Figures that depend on the machine are ratios of two boots of the same minute, taken in
+//! turns, and medians of several rounds; absolute times are printed for people. Nothing
+//! here is a test: a busy machine must not break a build. `PASS` and `over` are printed,
+//! and `--check` turns an `over` into a failure for those who want one.
+
+mod boot;
+mod figure;
+mod lines;
+mod plain;
+
+use crate::vmm_tests::workspace_root;
+use anyhow::Context as _;
+use figure::Baseline;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask bench boot                   measure and compare with the baseline
+  cargo xtask bench boot --json            for a program
+  cargo xtask bench boot --save-baseline   what was measured becomes the baseline";
 
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// What to measure.
+    name: Name,
+    /// Rounds; medians are taken over them.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Fail if a figure is over its limit.
+    #[arg(long)]
+    check: bool,
+    /// Write the figures to the committed baseline.
+    #[arg(long)]
+    save_baseline: bool,
+}
+
+/// The benches.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Name {
+    /// From QEMU's start to PID 1, sizes and memory.
+    Boot,
+}
 
 /// Runs the command.
-pub(crate) fn main(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not available yet")
+pub(crate) fn main(args: Args) -> anyhow::Result<()> {
+    let path = baseline_path();
+    let baseline = Baseline::read(&path)?;
+    let mut report = match args.name {
+        Name::Boot => boot::measure(args.rounds as usize)?,
+    };
+    report.compare(&baseline);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    if args.save_baseline {
+        let text = serde_json::to_string_pretty(&report.baseline())?;
+        std::fs::write(&path, text + "\n")
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    let over = report.over();
+    anyhow::ensure!(
+        !args.check || over.is_empty(),
+        "over the limit: {}",
+        over.join(", ")
+    );
+    Ok(())
+}
+
+fn baseline_path() -> PathBuf {
+    workspace_root().join("xtask/src/bench/baseline.json")
 }

@@ -1,0 +1,299 @@
+//! `bench boot`: how long the stack takes from QEMU's start to PID 1, against the same
+//! kernel on plain QEMU; stage by stage, with few and many VPs; and what it needs in bytes.
+
+use super::figure::Figure;
+use super::figure::Report;
+use super::figure::Unit;
+use super::figure::median;
+use super::figure::ms;
+use super::lines::count_without_tests;
+use super::plain;
+use crate::artifacts;
+use crate::artifacts::Artifacts;
+use crate::artifacts::ImageProfile;
+use crate::run::EXIT_AFTER_BOOT;
+use crate::run::event_json;
+use crate::vmm_tests::workspace_root;
+use anyhow::Context as _;
+use boot_events::Event;
+use qemu::ByteCount;
+use qemu::Exit;
+use qemu::Machine;
+use qemu::Qemu;
+use qemu::Source;
+use qemu::StageName;
+use qemu::Timeline;
+use serde_json::Value;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use vsm_host_defs::ExitReason;
+
+/// A hang is not a figure.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// The same for all machines, so that only what is compared differs.
+const MEMORY: ByteCount = ByteCount::gib(1);
+
+/// Limits of the specification.
+const MAX_RATIO_TO_PLAIN: f64 = 1.5;
+const MAX_SHIM_MS: f64 = 15.0;
+const MAX_RATIO_16_VPS: f64 = 2.5;
+const MAX_HOST_LINES: f64 = 5000.0;
+/// The size of the original's kernel, which ours must stay below.
+const MAX_VMLINUX_BYTES: f64 = 12.0 * 1_000_000.0;
+
+/// A boot of the stack.
+struct Boot {
+    timeline: Timeline,
+    topology: Value,
+    memory: Value,
+}
+
+/// What all boots need.
+struct Bench {
+    qemu: Qemu,
+    artifacts: Artifacts,
+    consoles: PathBuf,
+}
+
+/// Boots the machines in turns and makes figures of what was seen.
+pub(crate) fn measure(rounds: usize) -> anyhow::Result<Report> {
+    let bench = Bench {
+        qemu: Qemu::find()?,
+        artifacts: artifacts::ensure(ImageProfile::Release)?,
+        consoles: workspace_root().join("target/bench"),
+    };
+    std::fs::create_dir_all(&bench.consoles)
+        .with_context(|| format!("creating {}", bench.consoles.display()))?;
+    let plain_initrd = bench.consoles.join("plain.cpio");
+    std::fs::write(&plain_initrd, plain::initrd()?)
+        .with_context(|| format!("writing {}", plain_initrd.display()))?;
+
+    let mut one = Vec::new();
+    let mut four = Vec::new();
+    let mut sixteen = Vec::new();
+    let mut plain = Vec::new();
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}");
+        let boot = bench.boot(1)?;
+        plain.push(bench.boot_plain(&plain_initrd, &boot.plain_command_line()?)?);
+        one.push(boot);
+        four.push(bench.boot(4)?);
+        sixteen.push(bench.boot(16)?);
+    }
+    let sixty_four = bench.boot(64)?;
+
+    let mut report = Report::default();
+    times(&mut report, &one, &plain, &sixteen, &sixty_four);
+    stages(&mut report, &one);
+    shim(&mut report, &four);
+    memory(&mut report, &one);
+    bench.sizes(&mut report)?;
+    Ok(report)
+}
+
+fn times(report: &mut Report, one: &[Boot], plain: &[Duration], sixteen: &[Boot], many: &Boot) {
+    let to_pid1 = |boots: &[Boot]| median(boots.iter().map(|boot| ms(boot.pid1())));
+    let (one, sixteen) = (to_pid1(one), to_pid1(sixteen));
+    let plain = median(plain.iter().copied().map(ms));
+    report.push(
+        Figure::new(
+            "pid1_ratio_to_plain",
+            "QEMU start to PID 1, against plain QEMU",
+            Unit::Ratio,
+            one / plain,
+        )
+        .at_most(MAX_RATIO_TO_PLAIN),
+    );
+    report.push(
+        Figure::new(
+            "pid1_ratio_16_vps",
+            "QEMU start to PID 1, 16 VPs against 1",
+            Unit::Ratio,
+            sixteen / one,
+        )
+        .at_most(MAX_RATIO_16_VPS),
+    );
+    for (name, what, value) in [
+        ("pid1_ms", "QEMU start to PID 1, 1 VP", one),
+        ("pid1_plain_ms", "QEMU start to PID 1, plain QEMU", plain),
+        ("pid1_16_vps_ms", "QEMU start to PID 1, 16 VPs", sixteen),
+        (
+            "pid1_64_vps_ms",
+            "QEMU start to PID 1, 64 VPs (one boot)",
+            ms(many.pid1()),
+        ),
+    ] {
+        report.push(Figure::new(name, what, Unit::Ms, value));
+    }
+}
+
+fn stages(report: &mut Report, boots: &[Boot]) {
+    for name in StageName::ALL {
+        let durations = boots
+            .iter()
+            .filter_map(|boot| Some(ms(boot.timeline.stage(name)?.duration())));
+        report.push(Figure::new(
+            &format!("stage_{}_ms", name.name()),
+            &format!("  stage {}, 1 VP", name.name()),
+            Unit::Ms,
+            median(durations),
+        ));
+    }
+}
+
+fn shim(report: &mut Report, boots: &[Boot]) {
+    report.push(
+        Figure::new(
+            "openhcl_boot_guest_ms",
+            "openhcl_boot, guest time, 4 VPs",
+            Unit::Ms,
+            median(boots.iter().filter_map(Boot::shim_guest_ms)),
+        )
+        .at_most(MAX_SHIM_MS),
+    );
+}
+
+fn memory(report: &mut Report, boots: &[Boot]) {
+    let number = |key: &str| {
+        median(boots.iter().filter_map(|boot| {
+            boot.memory
+                .get(key)
+                .or_else(|| boot.topology.get(key))?
+                .as_f64()
+        }))
+    };
+    let all = number("vtl2_memory_bytes");
+    report.push(Figure::new(
+        "vtl2_memory_bytes",
+        "VTL2 memory that the image boots with",
+        Unit::Bytes,
+        all,
+    ));
+    // MemTotal - MemFree + (all - MemTotal), the kernel's reservation.
+    report.push(Figure::new(
+        "vtl2_idle_bytes",
+        "  used when idle, the kernel's reservation included",
+        Unit::Bytes,
+        all - number("free_bytes"),
+    ));
+}
+
+impl Bench {
+    /// Boots the stack with so many VPs until it has powered off.
+    fn boot(&self, vps: u32) -> anyhow::Result<Boot> {
+        let mut vm = Machine::vsm(&self.artifacts.vsm_host, &self.artifacts.igvm)
+            .vps(vps)
+            .memory(MEMORY)
+            .bootarg(EXIT_AFTER_BOOT)
+            .start(&self.qemu, &self.consoles.join(format!("vps-{vps}")))?;
+        let exit = vm.wait_exit(DEADLINE)?;
+        let timeline = Timeline::of(&vm);
+        anyhow::ensure!(
+            exit == Exit::Host(ExitReason::PowerOff)
+                && timeline.end_of(StageName::Linux).is_some()
+                && timeline.end_of(StageName::Usermode).is_some(),
+            "boot with {vps} VPs: {exit}, expected PID 1, the paravisor and power-off\n{}",
+            vm.report()
+        );
+        Ok(Boot {
+            timeline,
+            topology: event_json(&vm, |event| match event {
+                Event::Topology(json) => Some(json),
+                _ => None,
+            }),
+            memory: event_json(&vm, |event| match event {
+                Event::Memory(json) => Some(json),
+                _ => None,
+            }),
+        })
+    }
+
+    /// Boots the same kernel on plain QEMU until its PID 1 runs.
+    fn boot_plain(&self, initrd: &Path, command_line: &str) -> anyhow::Result<Duration> {
+        let mut vm = Machine::plain(&self.artifacts.vmlinux, initrd)
+            .memory(MEMORY)
+            .bootarg(command_line)
+            .start(&self.qemu, &self.consoles.join("plain"))?;
+        let line = vm.wait_for_text(Source::Vtl2, plain::PLAIN_INIT_STARTED, DEADLINE)?;
+        Ok(line.at)
+    }
+
+    fn sizes(&self, report: &mut Report) -> anyhow::Result<()> {
+        let size = |path: &Path| -> anyhow::Result<f64> {
+            let metadata =
+                std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
+            Ok(metadata.len() as f64)
+        };
+        report.push(
+            Figure::new(
+                "vmlinux_bytes",
+                "kernel (vmlinux)",
+                Unit::Bytes,
+                size(&self.artifacts.vmlinux)?,
+            )
+            .at_most(MAX_VMLINUX_BYTES),
+        );
+        for (name, what, path) in [
+            ("initrd_bytes", "initrd", &self.artifacts.initrd),
+            ("igvm_bytes", "IGVM image", &self.artifacts.igvm),
+        ] {
+            report.push(Figure::new(name, what, Unit::Bytes, size(path)?));
+        }
+        let lines = count_without_tests(&workspace_root().join("vsm_host/src"))?;
+        report.push(
+            Figure::new(
+                "vsm_host_lines",
+                "vsm_host without tests",
+                Unit::Lines,
+                lines as f64,
+            )
+            .at_most(MAX_HOST_LINES),
+        );
+        Ok(())
+    }
+}
+
+impl Boot {
+    fn pid1(&self) -> Duration {
+        // `boot` gives none without it.
+        self.timeline.end_of(StageName::Linux).unwrap_or_default()
+    }
+
+    /// The boot shim's own measurement, in the guest's reference time (100 ns units).
+    fn shim_guest_ms(&self) -> Option<f64> {
+        let start = self.topology.get("reftime_boot_start")?.as_f64()?;
+        let end = self.topology.get("reftime_boot_end")?.as_f64()?;
+        Some((end - start) / 1e4)
+    }
+
+    /// The kernel's command line, but for what only concerns our initrd: the baseline
+    /// kernel gets the very same options.
+    fn plain_command_line(&self) -> anyhow::Result<String> {
+        let all = self.topology["command_line"]
+            .as_str()
+            .context("the paravisor did not report the kernel's command line")?;
+        Ok(plain_command_line(all))
+    }
+}
+
+fn plain_command_line(all: &str) -> String {
+    let ours = |word: &str| word.starts_with("rdinit=") || word.starts_with("OPENHCL_");
+    let mut words: Vec<&str> = all.split_whitespace().filter(|word| !ours(word)).collect();
+    words.push("rdinit=/init");
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_baseline_kernel_gets_the_same_options_but_another_init() {
+        assert_eq!(
+            plain_command_line("quiet rdinit=/underhill_init OPENHCL_X=1 console=ttyS2"),
+            "quiet console=ttyS2 rdinit=/init"
+        );
+    }
+}
