@@ -29,6 +29,7 @@ mod artifacts;
 mod image;
 mod reports;
 mod scenario;
+mod tmk_image;
 
 pub use artifacts::ARTIFACTS_VARIABLE;
 pub use artifacts::Artifacts;
@@ -38,3 +39,4 @@ pub use reports::Memory;
 pub use reports::Topology;
 pub use scenario::Scenario;
 pub use scenario::TestVm;
+pub use tmk_image::TmkImage;

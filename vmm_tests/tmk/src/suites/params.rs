@@ -24,8 +24,6 @@ const CR0_TOLERATED: u64 = 0x6000_0010;
 const CR4_EXPECTED: u64 = 0x60;
 /// EFER: long mode enabled and active, no-execute.
 const EFER_EXPECTED: u64 = 0xd00;
-/// 2 MiB.
-const LARGE_PAGE: u64 = 2 << 20;
 
 /// Registers at entry that only survive until the payload loads its own tables.
 pub(super) struct EntryRegisters {
@@ -52,8 +50,8 @@ pub(super) fn entry_registers() -> EntryRegisters {
     }
 }
 
-/// Every 2 MiB of the range is mapped to itself by the image's own tables, and nothing
-/// behind it.
+/// Every page of the range is mapped to itself by the image's own tables, and nothing
+/// behind it or where it was before it was moved.
 pub(super) fn check_page_tables(
     info: &TmkInfo,
     image_base: u64,
@@ -71,7 +69,13 @@ pub(super) fn check_page_tables(
         let found = memory::translate(address, &tables);
         let identical = found.is_some_and(|(target, size)| address & !(size - 1) == target);
         ensure!(identical, "{address:#x} is mapped to {found:x?}");
-        address += LARGE_PAGE;
+        address += PAGE_SIZE;
+    }
+    // Where the image would be if it had not been moved.
+    let built = info.built_base - info.base_in_range;
+    if !image.contains(&built) {
+        let left = memory::translate(built, &tables);
+        ensure!(left.is_none(), "{built:#x} is still mapped: {left:x?}");
     }
     let behind = memory::translate(image.end, &tables);
     ensure!(behind.is_none(), "{:#x} is mapped too", image.end);
