@@ -71,6 +71,22 @@ impl Artifacts {
     }
 }
 
+/// What xtask has built; fails the test if there is nothing.
+#[track_caller]
+pub(crate) fn artifacts() -> Artifacts {
+    match Artifacts::from_environment() {
+        Ok(artifacts) => artifacts,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The release image's initrd.
+#[track_caller]
+pub fn initrd() -> Vec<u8> {
+    let path = artifacts().initrd;
+    std::fs::read(&path).unwrap_or_else(|error| panic!("initrd {}: {error}", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 //! structures of `igvm_defs`, and can put the checksum right again, without which a host
 //! would only ever be asked for its checksum code.
 
+use crate::artifacts::artifacts;
 use igvm_defs::IGVM_FIXED_HEADER;
 use igvm_defs::IGVM_VHS_PAGE_DATA;
 use igvm_defs::IGVM_VHS_VARIABLE_HEADER;
@@ -27,6 +28,12 @@ pub struct Image {
 }
 
 impl Image {
+    /// The release image.
+    #[track_caller]
+    pub fn release() -> Self {
+        Self::read(&artifacts().release_image)
+    }
+
     /// Reads a valid file. Panics if it is none.
     pub fn read(path: &Path) -> Self {
         let bytes =

@@ -3,6 +3,7 @@
 use crate::Artifacts;
 use crate::Image;
 use crate::Topology;
+use crate::artifacts::artifacts;
 use boot_events::Event;
 use qemu::ByteCount;
 use qemu::Exit;
@@ -237,14 +238,6 @@ impl Drop for TestVm {
             // the tests starts with an empty one.
             let _ = std::fs::remove_dir_all(directory);
         }
-    }
-}
-
-#[track_caller]
-fn artifacts() -> Artifacts {
-    match Artifacts::from_environment() {
-        Ok(artifacts) => artifacts,
-        Err(error) => panic!("{error}"),
     }
 }
 

@@ -1,3 +1,6 @@
 //! The stack, booted for real. Started by `cargo xtask vmm-tests`.
 
 mod boot;
+mod command_line;
+mod crash;
+mod image;

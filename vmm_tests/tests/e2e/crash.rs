@@ -1,0 +1,57 @@
+//! What fails in VTL2 is reported with its cause, and told apart from everything else.
+
+use qemu::Source;
+use vmm_tests::Image;
+use vmm_tests::Scenario;
+use vmm_tests::initrd;
+use vsm_host_defs::ExitReason;
+
+#[test]
+fn a_kernel_panic_is_reported_with_its_cause() {
+    let mut vm = Scenario::release().bootargs("OPENHCL_CRASH=panic").start();
+
+    vm.expect_crash();
+
+    let host = vm.console(Source::Host);
+    assert!(
+        host.contains("Kernel panic - not syncing: sysrq triggered crash"),
+        "the kernel's words are not in: {host}"
+    );
+    assert!(host.contains("rip"), "no registers in: {host}");
+}
+
+#[test]
+fn a_damaged_initrd_stops_the_boot_shim_with_its_cause() {
+    // Page data is not covered by the file's checksum: only the shim can notice.
+    let page: Vec<u8> = initrd()[4096..8192].to_vec();
+    let mut vm = Scenario::image(&Image::release().flip_bit_in_page(&page)).start();
+
+    let cause = vm.expect_crash();
+
+    let host = vm.console(Source::Host);
+    assert!(
+        host.contains("initrd") && host.contains("CRC"),
+        "the shim's words are not in: {cause}\n{host}"
+    );
+    let vtl2 = vm.console(Source::Vtl2);
+    assert!(!vtl2.contains(boot_events::KERNEL_STARTED), "{vtl2}");
+}
+
+#[test]
+fn a_paravisor_that_fails_is_reported_and_the_machine_still_ends_in_order() {
+    let mut vm = Scenario::release().bootargs("OPENHCL_CRASH=abort").start();
+    vm.expect(
+        Source::Vtl2,
+        &format!("{}signal 6", boot_events::PARAVISOR_EXITED_PREFIX),
+    );
+    vm.expect_exit(ExitReason::PowerOff);
+}
+
+#[test]
+fn a_host_option_that_does_not_exist_is_an_error_of_the_host() {
+    let mut vm = Scenario::release()
+        .with(|machine| machine.host_option("vtl2_memroy=1G"))
+        .start();
+    vm.expect_exit(ExitReason::HostError);
+    vm.expect(Source::Host, "vtl2_memroy=1G");
+}

@@ -1,0 +1,165 @@
+//! Broken images are refused by name, before anything of VTL2 runs.
+
+use igvm_defs::IGVM_FIXED_HEADER;
+use igvm_defs::IGVM_VHS_PAGE_DATA;
+use igvm_defs::IGVM_VHS_REQUIRED_MEMORY;
+use igvm_defs::IGVM_VHS_SUPPORTED_PLATFORM;
+use igvm_defs::IgvmPlatformType;
+use igvm_defs::IgvmVariableHeaderType;
+use qemu::Source;
+use std::mem::offset_of;
+use vmm_tests::Image;
+use vmm_tests::Scenario;
+use vsm_host_defs::HOST_MEMORY_BASE;
+
+/// Starts a machine with the image and returns why the host refuses it.
+#[track_caller]
+fn refusal(image: &Image) -> String {
+    refusal_of_bytes(image.bytes())
+}
+
+#[track_caller]
+fn refusal_of_bytes(bytes: &[u8]) -> String {
+    let mut vm = Scenario::image_bytes(bytes).start();
+    let reason = vm.expect_refusal();
+    let vtl2 = vm.console(Source::Vtl2);
+    assert!(vtl2.is_empty(), "VTL2 ran in spite of {reason:?}: {vtl2}");
+    reason
+}
+
+/// All parts are in the reason.
+#[track_caller]
+fn assert_names(reason: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(reason.contains(part), "{part:?} is not in {reason:?}");
+    }
+}
+
+fn page_data(image: Image, nth: usize, change: impl FnOnce(&mut IGVM_VHS_PAGE_DATA)) -> Image {
+    image.with_header(IgvmVariableHeaderType::IGVM_VHT_PAGE_DATA, nth, change)
+}
+
+#[test]
+fn a_truncated_file_is_refused() {
+    let image = Image::release();
+    let length = image.bytes().len();
+    for length in [16, length / 2, length - 1] {
+        let reason = refusal(&image.clone().truncate(length));
+        assert_names(&reason, &["fixed header", &format!("found {length} bytes")]);
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_any_header_is_refused() {
+    let image = Image::release();
+    let headers = image.headers();
+    let middle = headers.start + headers.len() / 2;
+    for (offset, bit, name) in [
+        (offset_of!(IGVM_FIXED_HEADER, magic), 0, "magic number"),
+        (
+            offset_of!(IGVM_FIXED_HEADER, format_version),
+            4,
+            "format version",
+        ),
+        (
+            offset_of!(IGVM_FIXED_HEADER, total_file_size),
+            3,
+            "file size",
+        ),
+        (offset_of!(IGVM_FIXED_HEADER, checksum), 7, "CRC-32"),
+        (headers.start, 0, "CRC-32"),
+        (middle, 5, "CRC-32"),
+        (headers.end - 1, 7, "CRC-32"),
+    ] {
+        let reason = refusal(&image.clone().flip_bit(offset, bit));
+        assert_names(&reason, &["fixed header", name]);
+    }
+}
+
+#[test]
+fn a_file_that_is_no_image_is_refused() {
+    let reason = refusal_of_bytes(&[0x5a; 100_000]);
+    assert_names(&reason, &["magic number", "0x5a5a5a5a"]);
+}
+
+#[test]
+fn pages_that_overlap_are_refused() {
+    let image = Image::release();
+    let taken = image.page(0).unwrap().gpa;
+    let reason = refusal(&page_data(image, 1, |page| page.gpa = taken));
+    assert_names(&reason, &["(PageData)", "overlap"]);
+}
+
+#[test]
+fn a_page_whose_data_is_not_in_the_file_is_refused() {
+    let image = Image::release();
+    let length = u32::try_from(image.bytes().len()).unwrap();
+    let reason = refusal(&page_data(image, 0, |page| page.file_offset = length - 1));
+    assert_names(&reason, &["(PageData)", "file data"]);
+}
+
+#[test]
+fn a_page_at_an_odd_address_is_refused() {
+    let reason = refusal(&page_data(Image::release(), 3, |page| page.gpa += 8));
+    assert_names(&reason, &["directive", "(PageData)", "not aligned"]);
+}
+
+#[test]
+fn a_page_in_the_memory_of_the_host_is_refused() {
+    let reason = refusal(&page_data(Image::release(), 0, |page| {
+        page.gpa = HOST_MEMORY_BASE;
+    }));
+    assert_names(&reason, &["(PageData)", "memory of the host"]);
+}
+
+#[test]
+fn a_page_where_no_memory_is_is_refused() {
+    // Far above RAM, outside of what may be relocated.
+    let reason = refusal(&page_data(Image::release(), 0, |page| page.gpa = 1 << 40));
+    assert_names(&reason, &["(PageData)", "not RAM"]);
+}
+
+#[test]
+fn an_image_that_needs_more_memory_than_there_is_is_refused() {
+    let image = Image::release().with_header::<IGVM_VHS_REQUIRED_MEMORY>(
+        IgvmVariableHeaderType::IGVM_VHT_REQUIRED_MEMORY,
+        0,
+        |memory| memory.number_of_bytes = 2 << 30,
+    );
+    let reason = refusal(&image);
+    assert_names(&reason, &["no place for the image", "2147483648 bytes"]);
+}
+
+#[test]
+fn an_image_for_another_platform_is_refused() {
+    for (platform, name) in [
+        (IgvmPlatformType::SEV_SNP, "SEV_SNP"),
+        (IgvmPlatformType::TDX, "TDX"),
+        (IgvmPlatformType::NATIVE, "NATIVE"),
+    ] {
+        let image = Image::release().with_header::<IGVM_VHS_SUPPORTED_PLATFORM>(
+            IgvmVariableHeaderType::IGVM_VHT_SUPPORTED_PLATFORM,
+            0,
+            |header| header.platform_type = platform,
+        );
+        let reason = refusal(&image);
+        assert_names(&reason, &["(SupportedPlatform)", name, "VSM_ISOLATION"]);
+    }
+}
+
+#[test]
+fn an_image_without_vtl2_is_refused() {
+    let image = Image::release().with_header::<IGVM_VHS_SUPPORTED_PLATFORM>(
+        IgvmVariableHeaderType::IGVM_VHT_SUPPORTED_PLATFORM,
+        0,
+        |header| header.highest_vtl = 0,
+    );
+    assert_names(&refusal(&image), &["(SupportedPlatform)", "highest VTL"]);
+}
+
+#[test]
+fn a_directive_that_the_host_does_not_know_is_refused() {
+    let image =
+        Image::release().with_header_type(IgvmVariableHeaderType::IGVM_VHT_PAGE_DATA, 0, 0x3ff);
+    assert_names(&refusal(&image), &["type 0x3ff", "does not know"]);
+}
