@@ -130,6 +130,6 @@ fn the_paravisor_ends_and_pid_1_powers_off_in_order() {
 #[test]
 fn the_vtl_driver_is_loaded() {
     let mut vm = Scenario::release().power_off_after_boot().start();
-    vm.expect(Source::Vtl2, "mshv_vtl");
+    vm.expect(Source::Vtl2, "underhill_init: module mshv_vtl loaded");
     vm.expect_exit(ExitReason::PowerOff);
 }

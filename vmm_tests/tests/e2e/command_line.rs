@@ -27,7 +27,7 @@ fn boot_arguments_of_the_host_reach_kernel_and_usermode() {
 
 #[test]
 fn the_dev_image_has_a_shell() {
-    let mut vm = Scenario::dev().start();
+    let mut vm = Scenario::dev().bootargs("OPENHCL_SHELL=1").start();
     vm.expect_ready();
     vm.type_line("echo sum is $((40 + 2))");
     vm.expect(Source::Vtl2, "sum is 42");
