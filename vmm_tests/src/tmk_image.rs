@@ -9,6 +9,7 @@
 //! This is not a second `igvm_builder`: it packs this one payload, and shares no code with
 //! the builder, so that a mistake there cannot hide here.
 
+use crate::artifacts::artifacts;
 use igvm::IgvmDirectiveHeader;
 use igvm::IgvmFile;
 use igvm::IgvmInitializationHeader;
@@ -141,6 +142,16 @@ struct Payload {
 }
 
 impl TmkImage {
+    /// An image of the payload that xtask has built.
+    #[track_caller]
+    pub fn built() -> Self {
+        let path = artifacts().tmk;
+        match std::fs::read(&path) {
+            Ok(elf) => Self::new(&elf),
+            Err(error) => panic!("test payload {}: {error}", path.display()),
+        }
+    }
+
     /// An image of this payload for a fixed place, 128 MiB.
     pub fn new(elf: &[u8]) -> Self {
         Self {

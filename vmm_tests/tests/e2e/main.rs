@@ -4,3 +4,4 @@ mod boot;
 mod command_line;
 mod crash;
 mod image;
+mod tmk;

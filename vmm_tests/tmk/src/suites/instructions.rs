@@ -136,18 +136,34 @@ pub(super) fn run(c: &mut Context<'_>) {
     ] {
         r.check(name, || same_as(probe::cpuid, form, vendor));
     }
-    // The first exits (synthetic), the second does so by the permission map (EFER).
-    for msr in [HV_X64_MSR_TSC_FREQUENCY, probe::MSR_EFER] {
+    // The first exits because it is synthetic, the second by the permission map.
+    for (name, msr, form) in [
+        (
+            "instructions.rdmsr_rex_synthetic",
+            HV_X64_MSR_TSC_FREQUENCY,
+            probe::rdmsr_rex as Form,
+        ),
+        (
+            "instructions.rdmsr_66_synthetic",
+            HV_X64_MSR_TSC_FREQUENCY,
+            probe::rdmsr_66,
+        ),
+        (
+            "instructions.rdmsr_rex_native",
+            probe::MSR_EFER,
+            probe::rdmsr_rex,
+        ),
+        (
+            "instructions.rdmsr_66_native",
+            probe::MSR_EFER,
+            probe::rdmsr_66,
+        ),
+    ] {
         let input = Registers {
             rcx: msr.into(),
             ..Default::default()
         };
-        for (name, form) in [
-            ("instructions.rdmsr_rex", probe::rdmsr_rex as Form),
-            ("instructions.rdmsr_66", probe::rdmsr_66),
-        ] {
-            r.check(name, || same_as(probe::rdmsr_plain, form, input));
-        }
+        r.check(name, || same_as(probe::rdmsr_plain, form, input));
     }
     r.check("instructions.wrmsr_2e_rex", || {
         let msr = hv_defs::msr::HV_X64_MSR_CRASH_P0;

@@ -110,11 +110,7 @@ pub(super) fn run(
             "rbp r8-r12 rsp are {:x?}",
             state.patterns
         );
-        ensure!(
-            state.rflags & !0x2 & !0x4 == 0,
-            "rflags {:#x}",
-            state.rflags
-        );
+        ensure!(state.rflags == 2, "rflags {:#x}", state.rflags);
         Ok(())
     });
     c.reporter.check("params.mode_is_set", || {
