@@ -148,43 +148,50 @@ impl Layout {
         }
     }
 
-    /// A piece of the parameter region.
-    const fn parameter(&self, page_index: u64, pages: u64) -> GpaRange {
-        GpaRange::with_size(
-            self.parameter_region.start + page_index * PAGE_SIZE,
-            pages * PAGE_SIZE,
-        )
-    }
-
     /// The pieces of the parameter region.
     pub const fn parameters(&self) -> [(Component, GpaRange); 6] {
+        Self::parameters_of(self.parameter_region)
+    }
+
+    /// The pieces of a parameter region that is at `region`.
+    pub const fn parameters_of(region: GpaRange) -> [(Component, GpaRange); 6] {
         [
             (
                 Component::Slit,
-                self.parameter(
+                parameter(
+                    region,
                     PARAVISOR_CONFIG_SLIT_PAGE_INDEX,
                     PARAVISOR_CONFIG_SLIT_SIZE_PAGES,
                 ),
             ),
             (
                 Component::Pptt,
-                self.parameter(
+                parameter(
+                    region,
                     PARAVISOR_CONFIG_PPTT_PAGE_INDEX,
                     PARAVISOR_CONFIG_PPTT_SIZE_PAGES,
                 ),
             ),
             (
                 Component::DeviceTree,
-                self.parameter(
+                parameter(
+                    region,
                     PARAVISOR_CONFIG_DEVICE_TREE_PAGE_INDEX,
                     PARAVISOR_CONFIG_DEVICE_TREE_SIZE_PAGES,
                 ),
             ),
-            (Component::ImportedRegions, self.imported_regions()),
-            (Component::Vtl2Config, self.vtl2_config()),
+            (
+                Component::ImportedRegions,
+                parameter(region, PARAVISOR_MEASURED_IMPORTED_REGIONS_PAGE_INDEX, 1),
+            ),
+            (
+                Component::Vtl2Config,
+                parameter(region, PARAVISOR_MEASURED_VTL2_CONFIG_PAGE_INDEX, 1),
+            ),
             (
                 Component::PageHashes,
-                self.parameter(
+                parameter(
+                    region,
                     PARAVISOR_PAGE_HASHES_PAGE_INDEX,
                     PARAVISOR_PAGE_HASHES_SIZE_PAGES,
                 ),
@@ -194,12 +201,20 @@ impl Layout {
 
     /// The page with the list of imported regions.
     pub const fn imported_regions(&self) -> GpaRange {
-        self.parameter(PARAVISOR_MEASURED_IMPORTED_REGIONS_PAGE_INDEX, 1)
+        parameter(
+            self.parameter_region,
+            PARAVISOR_MEASURED_IMPORTED_REGIONS_PAGE_INDEX,
+            1,
+        )
     }
 
     /// The page with the measured configuration of VTL2.
     pub const fn vtl2_config(&self) -> GpaRange {
-        self.parameter(PARAVISOR_MEASURED_VTL2_CONFIG_PAGE_INDEX, 1)
+        parameter(
+            self.parameter_region,
+            PARAVISOR_MEASURED_VTL2_CONFIG_PAGE_INDEX,
+            1,
+        )
     }
 
     /// Every part with its place, sorted by address; gaps are left by alignment only.
@@ -231,6 +246,14 @@ impl Layout {
         parts.sort_by_key(|(_, range)| *range);
         parts
     }
+}
+
+/// A piece of a parameter region.
+const fn parameter(region: GpaRange, page_index: u64, pages: u64) -> GpaRange {
+    GpaRange::with_size(
+        region.start.saturating_add(page_index * PAGE_SIZE),
+        pages * PAGE_SIZE,
+    )
 }
 
 /// Pages set aside for the page tables. A host that relocates the image rewrites the

@@ -28,6 +28,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod component;
 pub mod elf;
 pub mod error;
@@ -35,6 +36,7 @@ pub mod image;
 pub mod layout;
 pub mod manifest;
 pub mod registers;
+pub mod view;
 
 pub use error::Error;
 pub use image::BuiltImage;
