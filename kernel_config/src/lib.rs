@@ -10,7 +10,8 @@
 //! - [`Requests::check`]: every requested option really took effect in the final `.config`.
 //!   Kconfig drops what it cannot satisfy without a word; here that is an error by name;
 //! - [`cache_key`]: the name under which a built kernel is kept;
-//! - [`check_vmlinux`]: the built file is one that the image can hold.
+//! - [`pack_vmlinux`] and [`check_vmlinux`]: the built file becomes, and is, one that the
+//!   image can hold.
 //!
 //! It refuses fragments that ask twice for one option, and option groups without a reason.
 //!
@@ -41,6 +42,7 @@ pub use source::Source;
 pub use source::SpecError;
 pub use vmlinux::VmlinuxError;
 pub use vmlinux::check_vmlinux;
+pub use vmlinux::pack_vmlinux;
 
 /// The text of `kernel.toml`.
 pub const KERNEL_TOML: &str = include_str!("../kernel.toml");

@@ -33,14 +33,15 @@ pub enum VmlinuxError {
     /// A segment must start on a 2 MiB boundary so that the kernel can be moved by that.
     #[error("vmlinux: the lowest segment starts at {0:#x}, expected a multiple of 2 MiB")]
     Alignment(u64),
-    /// Symbols or debug data are still there.
-    #[error("vmlinux: section {0} is still there, expected a stripped file")]
-    NotStripped(String),
+    /// Program headers that point outside of the file, or at nothing.
+    #[error("vmlinux: program header {0} does not fit the file")]
+    ProgramHeader(usize),
 }
 
 const ALIGNMENT: u64 = 2 << 20;
+const PAGE: usize = 4096;
 
-/// Checks that `bytes` is a stripped x86-64 `vmlinux` of at most `max_bytes` whose entry
+/// Checks that `bytes` is an x86-64 `vmlinux` of at most `max_bytes` whose entry
 /// point and segments are usable by physical address.
 pub fn check_vmlinux(bytes: &[u8], max_bytes: u64) -> Result<(), VmlinuxError> {
     let not_elf = |e: object::Error| VmlinuxError::NotElf(e.to_string());
@@ -76,15 +77,66 @@ pub fn check_vmlinux(bytes: &[u8], max_bytes: u64) -> Result<(), VmlinuxError> {
     if !lowest.is_multiple_of(ALIGNMENT) {
         return Err(VmlinuxError::Alignment(lowest));
     }
-    let sections = header.sections(endian, bytes).map_err(not_elf)?;
-    for section in sections.iter() {
-        let name = sections.section_name(endian, section).map_err(not_elf)?;
-        if name == b".symtab" || name.starts_with(b".debug_") || name.starts_with(b".rela.") {
-            let name = String::from_utf8_lossy(name).into_owned();
-            return Err(VmlinuxError::NotStripped(name));
+    Ok(())
+}
+
+/// Rewrites a `vmlinux` to what a loader needs: the ELF header, the program headers and
+/// the bytes of the segments, one behind the other.
+///
+/// Symbols, sections and the holes that the linker leaves for 2 MiB pages go; addresses,
+/// sizes and alignments in memory stay. (In the file the segments are aligned to pages
+/// only: nobody maps a kernel from its file.)
+pub fn pack_vmlinux(bytes: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
+    let not_elf = |e: object::Error| VmlinuxError::NotElf(e.to_string());
+    let header = elf::FileHeader64::<Endianness>::parse(bytes).map_err(not_elf)?;
+    let endian = header.endian().map_err(not_elf)?;
+    let segments = header.program_headers(endian, bytes).map_err(not_elf)?;
+
+    let mut packed_header = *header;
+    let headers_at = size_of::<elf::FileHeader64<Endianness>>();
+    packed_header.e_phoff.set(endian, headers_at as u64);
+    packed_header.e_shoff.set(endian, 0);
+    packed_header.e_shnum.set(endian, 0);
+    packed_header.e_shstrndx.set(endian, 0);
+
+    let mut packed_segments = segments.to_vec();
+    let mut out = vec![0; headers_at + size_of_val(segments)];
+    // What is loaded comes first: notes lie inside of it.
+    for (index, segment) in segments.iter().enumerate() {
+        if segment.p_type(endian) == elf::PT_LOAD {
+            let data = segment
+                .data(endian, bytes)
+                .map_err(|()| VmlinuxError::ProgramHeader(index))?;
+            out.resize(out.len().next_multiple_of(PAGE), 0);
+            packed_segments[index]
+                .p_offset
+                .set(endian, out.len() as u64);
+            out.extend_from_slice(data);
         }
     }
-    Ok(())
+    for (index, segment) in segments.iter().enumerate() {
+        if segment.p_type(endian) == elf::PT_LOAD || segment.p_filesz(endian) == 0 {
+            continue;
+        }
+        let wanted = segment.p_offset(endian);
+        let around = segments.iter().zip(&packed_segments).find(|(old, _)| {
+            let start = old.p_offset(endian);
+            let end = start.checked_add(old.p_filesz(endian));
+            let wanted_end = wanted.checked_add(segment.p_filesz(endian));
+            old.p_type(endian) == elf::PT_LOAD
+                && start <= wanted
+                && end
+                    .zip(wanted_end)
+                    .is_some_and(|(end, wanted)| wanted <= end)
+        });
+        let (old, new) = around.ok_or(VmlinuxError::ProgramHeader(index))?;
+        let offset = new.p_offset(endian) + (wanted - old.p_offset(endian));
+        packed_segments[index].p_offset.set(endian, offset);
+    }
+    out[..headers_at].copy_from_slice(object::bytes_of(&packed_header));
+    let table = object::bytes_of_slice(&packed_segments);
+    out[headers_at..headers_at + table.len()].copy_from_slice(table);
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -157,6 +209,41 @@ mod tests {
         );
     }
 
+    #[test]
+    fn packing_drops_holes_and_keeps_segments() {
+        let mut file = elf_file(62, 0x100_0010, 0x100_0000);
+        // The segment's bytes lie behind a large hole, and a note lies inside of them.
+        file.resize(0x20_0000, 0);
+        file.extend((0..0x100u32).map(|i| i as u8));
+        file[56..58].copy_from_slice(&2u16.to_le_bytes());
+        file[72..80].copy_from_slice(&0x20_0000u64.to_le_bytes());
+        let note = &mut file[120..176];
+        note[..4].copy_from_slice(&4u32.to_le_bytes());
+        note[8..16].copy_from_slice(&0x20_0080u64.to_le_bytes());
+        note[32..40].copy_from_slice(&0x10u64.to_le_bytes());
+
+        let packed = pack_vmlinux(&file).unwrap();
+
+        assert_eq!(packed.len(), PAGE + 0x100);
+        assert_eq!(check_vmlinux(&packed, 0x2000), Ok(()));
+        let header = elf::FileHeader64::<Endianness>::parse(&*packed).unwrap();
+        let endian = header.endian().unwrap();
+        let segments = header.program_headers(endian, &*packed).unwrap();
+        let data: Vec<u8> = (0..0x100u32).map(|i| i as u8).collect();
+        assert_eq!(segments[0].data(endian, &*packed).unwrap(), data);
+        assert_eq!(
+            segments[1].data(endian, &*packed).unwrap(),
+            &data[0x80..0x90]
+        );
+    }
+
+    #[test]
+    fn packing_twice_changes_nothing() {
+        let file = elf_file(62, 0x100_0010, 0x100_0000);
+        let packed = pack_vmlinux(&file).unwrap();
+        assert_eq!(pack_vmlinux(&packed).unwrap(), packed);
+    }
+
     proptest! {
         #[test]
         fn hostile_files_are_refused_not_fatal(
@@ -170,6 +257,7 @@ mod tests {
                 }
             }
             let _ = check_vmlinux(&file, 0x200);
+            let _ = pack_vmlinux(&file);
         }
     }
 }
