@@ -34,8 +34,6 @@ pub enum Place {
     Initialization(u32, HeaderType),
     /// A directive.
     Directive(u32, HeaderType),
-    /// A header that belongs to no section.
-    Header(u32, HeaderType),
     /// Not the file but the machine or the host's options.
     Machine,
 }
@@ -181,7 +179,6 @@ impl fmt::Display for Place {
             Self::Platform(index, kind) => ("platform header", index, kind),
             Self::Initialization(index, kind) => ("initialization header", index, kind),
             Self::Directive(index, kind) => ("directive", index, kind),
-            Self::Header(index, kind) => ("header", index, kind),
         };
         write!(f, "{section} {index} ({})", Name(kind))
     }

@@ -245,38 +245,32 @@ impl<'a> Headers<'a> {
     fn read(&mut self) -> Result<Header<'a>, ImageError> {
         let Ok((head, rest)) = IGVM_VHS_VARIABLE_HEADER::read_from_prefix(self.rest) else {
             return Err(Reason::HeaderLength.at(
-                Place::Header(self.index, IgvmVariableHeaderType::INVALID),
+                Place::Directive(self.index, IgvmVariableHeaderType::INVALID),
                 Bytes(self.rest.len() as u64),
                 Bytes(size_of::<IGVM_VHS_VARIABLE_HEADER>() as u64),
             ));
         };
         let kind = head.typ;
         let number = kind.0 & !IGVM_VHT_OPTIONAL_BIT;
-        let section = if IGVM_VHT_RANGE_PLATFORM.contains(&number) {
-            Some(Section::Platform)
-        } else if IGVM_VHT_RANGE_INIT.contains(&number) {
-            Some(Section::Initialization)
-        } else if IGVM_VHT_RANGE_DIRECTIVE.contains(&number) {
-            Some(Section::Directive)
-        } else {
-            None
+        let section = match number {
+            n if IGVM_VHT_RANGE_PLATFORM.contains(&n) => Section::Platform,
+            n if IGVM_VHT_RANGE_INIT.contains(&n) => Section::Initialization,
+            n if IGVM_VHT_RANGE_DIRECTIVE.contains(&n) => Section::Directive,
+            // Belongs nowhere; whoever reads it decides.
+            _ => self.section,
         };
-        if let Some(section) = section
-            && section > self.section
-        {
-            self.section = section;
-            self.index = 0;
+        if section > self.section {
+            (self.section, self.index) = (section, 0);
         }
-        let place = match section {
-            Some(Section::Platform) => Place::Platform(self.index, kind),
-            Some(Section::Initialization) => Place::Initialization(self.index, kind),
-            Some(Section::Directive) => Place::Directive(self.index, kind),
-            None => Place::Header(self.index, kind),
+        let place = match self.section {
+            Section::Platform => Place::Platform(self.index, kind),
+            Section::Initialization => Place::Initialization(self.index, kind),
+            Section::Directive => Place::Directive(self.index, kind),
         };
-        if section.is_some_and(|section| section < self.section) {
+        if section < self.section {
             let expected = match self.section {
-                Section::Directive => Text("only directives"),
-                _ => Text("initialization headers or directives"),
+                Section::Directive => Text("a directive"),
+                _ => Text("an initialization header or a directive"),
             };
             return Err(Reason::Order.at(place, Hex(kind.0.into()), expected));
         }

@@ -15,10 +15,10 @@ mod relocation;
 mod scan;
 mod vp_context;
 
-//#[cfg(test)]
-//mod test_image;
-//#[cfg(test)]
-//mod tests;
+#[cfg(test)]
+pub(crate) mod test_image;
+#[cfg(test)]
+mod tests;
 
 pub use error::Detail;
 pub use error::ImageError;

@@ -136,7 +136,7 @@ pub(crate) fn scan<'a>(file: File<'a>) -> Result<Image<'a>, ImageError> {
             _ if scan.mask == 0 => break,
             Place::Initialization(..) => scan.initialization(&header)?,
             Place::Directive(..) => scan.directive(&header)?,
-            _ => skip_or_refuse(&header)?,
+            _ => {}
         }
     }
     if scan.mask == 0 {

@@ -134,5 +134,5 @@ impl Parameters<'_> {
     }
 }
 
-//#[cfg(test)]
-//mod tests;
+#[cfg(test)]
+mod tests;

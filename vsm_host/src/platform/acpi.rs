@@ -328,7 +328,8 @@ impl Root {
 }
 
 fn find_rsdp(memory: &impl PhysMemory) -> Result<u64, AcpiError> {
-    for address in (RSDP_AREA.start()..RSDP_AREA.end()).step_by(16) {
+    let last = RSDP_AREA.end() - RSDP_V2_SIZE as u64;
+    for address in (RSDP_AREA.start()..=last).step_by(16) {
         if read_rsdp(memory, address)?.is_some() {
             return Ok(address);
         }

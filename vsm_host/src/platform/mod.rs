@@ -273,5 +273,5 @@ fn mmio_gaps(firmware: &Firmware<'_>) -> [MemoryRange; 2] {
     })
 }
 
-//#[cfg(test)]
-//mod tests;
+#[cfg(test)]
+pub(crate) mod tests;

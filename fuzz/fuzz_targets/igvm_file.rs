@@ -1,0 +1,74 @@
+//! The host's reading of an IGVM file: any bytes give a refusal or a plan that writes
+//! nothing but RAM that the host has given away.
+//!
+//! The input is the file without its fixed header, in front of it the size of the
+//! variable headers; the fixed header with its checksum is made here, for a fuzzer does
+//! not guess a CRC-32.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use vsm_host::igvm::HostMemoryWriter;
+use vsm_host::igvm::plan;
+use vsm_host::options::Options;
+use vsm_host::platform::Cpu;
+use vsm_host::platform::MachineInfo;
+use vsm_host::platform::MemoryRange;
+use vsm_host::platform::RamRange;
+use vsm_host::platform::acpi::AcpiTables;
+
+const MIB: u64 = 1 << 20;
+const RAM: MemoryRange = MemoryRange::new(128 * MIB, 512 * MIB);
+const BUSY: MemoryRange = MemoryRange::new(480 * MIB, 490 * MIB);
+const FIXED_HEADER_SIZE: usize = 24;
+
+/// Accepts what a plan may write.
+struct Checker;
+
+impl HostMemoryWriter for Checker {
+    fn write(&mut self, address: u64, data: &[u8]) {
+        self.zero(address, data.len() as u64);
+    }
+
+    fn zero(&mut self, address: u64, size: u64) {
+        let range = MemoryRange::with_size(address, size).expect("a range of addresses");
+        assert!(RAM.covers(range), "{range} is not RAM");
+        assert!(!BUSY.overlaps(range), "{range} is in use");
+    }
+}
+
+fn machine() -> MachineInfo {
+    MachineInfo {
+        cpus: (0..3).map(|apic_id| Cpu { apic_id, node: 0 }).collect(),
+        bsp_apic_id: 0,
+        ram: vec![RamRange {
+            range: RAM,
+            node: 0,
+        }],
+        own: vec![MemoryRange::new(112 * MIB, 128 * MIB)],
+        busy: vec![BUSY],
+        io_apics: vec![],
+        mmio: [MemoryRange::new(0, 0); 2],
+        tables: AcpiTables::default(),
+        entropy: vec![1; 64],
+        com3: true,
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((size, rest)) = data.split_first_chunk() else {
+        return;
+    };
+    let header_size = u32::from(u16::from_le_bytes(*size)).min(rest.len() as u32);
+    let total = (FIXED_HEADER_SIZE + rest.len()) as u32;
+    let mut file = b"IGVM".to_vec();
+    for word in [1, FIXED_HEADER_SIZE as u32, header_size, total, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(rest);
+    let crc = crc32fast::hash(&file[..FIXED_HEADER_SIZE + header_size as usize]);
+    file[20..24].copy_from_slice(&crc.to_le_bytes());
+    if let Ok(plan) = plan(&file, &machine(), &Options::default()) {
+        plan.execute(&mut Checker);
+    }
+});

@@ -1,0 +1,684 @@
+//! Files that must be refused, each with its message; and files spoilt at random.
+
+use super::super::test_image::*;
+use super::load;
+use crate::igvm::*;
+use igvm::IgvmDirectiveHeader;
+use igvm_defs::IgvmVariableHeaderType as T;
+use proptest::prelude::*;
+use std::string::String;
+use std::string::ToString;
+use std::vec;
+use std::vec::Vec;
+
+fn refusal(file: &[u8]) -> String {
+    match plan(file, &small_machine(), &Options::default()) {
+        Ok(_) => "no error".into(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn assert_refused(file: &[u8], message: &str) {
+    let error = refusal(file);
+    assert!(
+        error.contains(message),
+        "found {error:?}, expected {message:?}"
+    );
+}
+
+/// The valid image with some bytes of one header replaced.
+fn patched(kind: T, n: usize, at: usize, bytes: &[u8]) -> Vec<u8> {
+    image().raw().patch(kind, n, at, bytes).bytes()
+}
+
+#[test]
+fn a_wrong_fixed_header_is_refused() {
+    let good = image().bytes();
+    let spoil = |at: usize, value: u32| {
+        let mut bytes = good.clone();
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        bytes
+    };
+    let size = good.len();
+    for (file, message) in [
+        (
+            Vec::new(),
+            "fixed header: the file ends too early, found 0 bytes, expected 24 bytes".into(),
+        ),
+        (
+            spoil(0, 7),
+            "fixed header: magic number, found 0x7, expected 0x4d564749".into(),
+        ),
+        (
+            spoil(4, 3),
+            "fixed header: format version, found 3, expected 1 or 2".into(),
+        ),
+        (
+            spoil(8, 16),
+            "offset of the variable headers, found 16".into(),
+        ),
+        (
+            spoil(8, 28),
+            "offset of the variable headers, found 28".into(),
+        ),
+        (
+            spoil(12, u32::MAX),
+            "size of the variable headers, found 4294967295 bytes".into(),
+        ),
+        (
+            good[..size - 1].to_vec(),
+            std::format!("file size, found {} bytes, expected {size} bytes", size - 1),
+        ),
+        (
+            spoil(20, 0x1234),
+            "CRC-32 of the headers, found 0x1234, expected 0x".into(),
+        ),
+    ] {
+        assert_refused(&file, &message);
+    }
+    let mut arm = good;
+    arm.splice(24..24, [1, 0, 0, 0, 0, 16, 0, 0]);
+    arm[4] = 2;
+    assert_refused(&arm, "architecture, found AArch64, expected x64");
+}
+
+#[test]
+fn a_file_for_another_platform_is_refused_by_name() {
+    let kind = T::IGVM_VHT_SUPPORTED_PLATFORM;
+    let place = "platform header 0 (SupportedPlatform): ";
+    for (at, bytes, message) in [
+        (
+            5,
+            vec![2],
+            "no platform of the file is one that the host offers, found SEV_SNP",
+        ),
+        (
+            5,
+            vec![3],
+            "no platform of the file is one that the host offers, found TDX, expected VSM_ISOLATION with highest VTL 2",
+        ),
+        (4, vec![0], "highest VTL, found 0, expected 2"),
+        (6, vec![9, 0], "platform version, found 9, expected 1"),
+        (8, vec![1], "shared GPA boundary, found 1, expected 0"),
+        (0, vec![3], "compatibility mask, found 0x3"),
+    ] {
+        assert_refused(
+            &patched(kind, 0, at, &bytes),
+            &std::format!("{place}{message}"),
+        );
+    }
+    let mut none = image().raw();
+    none.headers.remove(0);
+    none.headers.retain(|(kind, _)| *kind > 0x300);
+    assert_refused(
+        &none.bytes(),
+        "file: no platform of the file is one that the host offers",
+    );
+}
+
+#[test]
+fn wrong_page_data_is_refused() {
+    let kind = T::IGVM_VHT_PAGE_DATA;
+    for (n, at, bytes, message) in [
+        (
+            1,
+            0,
+            vec![1],
+            "directive 2 (PageData): GPA is not aligned, found 0x8000001, expected a multiple of 0x1000",
+        ),
+        (
+            2,
+            0,
+            BASE.to_le_bytes().to_vec(),
+            "directive 3 (PageData): overlap, found [0x8000000, 0x8001000), expected nothing of",
+        ),
+        (
+            2,
+            0,
+            (GIB).to_le_bytes().to_vec(),
+            "directive 3 (PageData): memory that is not RAM, found [0x40000000",
+        ),
+        (
+            2,
+            0,
+            (1u64 << 60).to_le_bytes().to_vec(),
+            "directive 3 (PageData): the range leaves the address space",
+        ),
+        (
+            2,
+            12,
+            vec![0xff; 4],
+            "directive 3 (PageData): file data, found [0xffffffff, 0x100000fff)",
+        ),
+        (
+            2,
+            12,
+            vec![1, 0, 0, 0],
+            "directive 3 (PageData): file data, found [0x1, 0x1001)",
+        ),
+        (
+            2,
+            16,
+            vec![1],
+            "directive 3 (PageData): GPA is not aligned, found 0x8001000, expected a multiple of 0x200000",
+        ),
+        (
+            2,
+            16,
+            vec![0x80],
+            "directive 3 (PageData): reserved field, found 0x10, expected 0",
+        ),
+        (
+            2,
+            20,
+            vec![2],
+            "directive 3 (PageData): page data type, found CPUID_DATA",
+        ),
+        (2, 22, vec![2], "directive 3 (PageData): reserved field"),
+    ] {
+        assert_refused(&patched(kind, n, at, &bytes), message);
+    }
+}
+
+#[test]
+fn pages_over_firmware_and_memory_in_use_are_refused() {
+    let file = image().bytes();
+    let mut machine = small_machine();
+    machine.busy = vec![MemoryRange::new(LOW_PAGE, LOW_PAGE + 1)];
+    let error = plan(&file, &machine, &Options::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "directive 1 (PageData): memory that is in use while the image is loaded, found [0x3000, \
+         0x3001), expected other memory"
+    );
+    machine.busy.clear();
+    machine.ram.remove(0);
+    let error = plan(&file, &machine, &Options::default()).unwrap_err();
+    assert_eq!(
+        (error.reason, error.place),
+        (Reason::NotRam, Place::Directive(1, T::IGVM_VHT_PAGE_DATA))
+    );
+}
+
+#[test]
+fn a_page_over_a_parameter_area_is_refused() {
+    let mut image = image();
+    image.directives.push(page(DEVICE_TREE + 0x1000, vec![1]));
+    let index = image.directives.len() - 1;
+    let insert = image
+        .index_of(|d| matches!(d, IgvmDirectiveHeader::ParameterInsert(i) if i.gpa == DEVICE_TREE));
+    assert_refused(
+        &image.bytes(),
+        &std::format!(
+            "directive {index} (PageData): overlap, found [0x8021000, 0x8022000), expected \
+             nothing of [0x8020000, 0x8024000), which directive {insert} (ParameterInsert) has"
+        ),
+    );
+}
+
+#[test]
+fn wrong_parameters_are_refused() {
+    let (area, insert) = (T::IGVM_VHT_PARAMETER_AREA, T::IGVM_VHT_PARAMETER_INSERT);
+    let tree = T::IGVM_VHT_DEVICE_TREE;
+    for (kind, n, at, bytes, message) in [
+        (
+            area,
+            1,
+            8,
+            vec![0],
+            "(ParameterArea): parameter area declared a second time, found 0",
+        ),
+        (
+            area,
+            1,
+            0,
+            vec![1],
+            "(ParameterArea): size is not aligned, found 0x1001",
+        ),
+        (
+            area,
+            9,
+            0,
+            vec![0; 8],
+            "(ParameterArea): size, found 0 bytes, expected at least one page",
+        ),
+        (area, 1, 12, vec![0xff; 4], "(ParameterArea): file data"),
+        (
+            tree,
+            0,
+            0,
+            vec![7],
+            "(DeviceTree): parameter area that is already inserted, found 7",
+        ),
+        (
+            tree,
+            0,
+            0,
+            vec![99],
+            "(DeviceTree): parameter area that is not declared, found 99",
+        ),
+        (
+            tree,
+            0,
+            4,
+            vec![0, 0x40],
+            "(DeviceTree): offset in the parameter area, found 0x4000, expected at most 0x3fff",
+        ),
+        (
+            tree,
+            0,
+            4,
+            vec![0xf0, 0x3f],
+            "(DeviceTree): parameter does not fit into its area",
+        ),
+        (
+            T::IGVM_VHT_MADT,
+            0,
+            4,
+            vec![0xff, 0x0f],
+            "(Madt): parameter does not fit",
+        ),
+        (
+            insert,
+            0,
+            0,
+            vec![1],
+            "(ParameterInsert): GPA is not aligned",
+        ),
+        (
+            insert,
+            1,
+            12,
+            vec![0],
+            "(ParameterInsert): parameter area that is already inserted",
+        ),
+        (
+            insert,
+            1,
+            0,
+            (PAGE_TABLES + 4096).to_le_bytes().to_vec(),
+            "(ParameterInsert): parameter insert inside the page tables",
+        ),
+    ] {
+        assert_refused(&patched(kind, n, at, &bytes), message);
+    }
+}
+
+#[test]
+fn a_wrong_vp_context_is_refused() {
+    let mut none = image().raw();
+    none.headers.last_mut().unwrap().0 = 0x8000_03f0;
+    assert_refused(
+        &none.bytes(),
+        "found none, expected a VpContext directive for VP 0 in VTL2",
+    );
+    let mut image = image();
+    let last = image.directives.last().cloned();
+    image.directives.extend(last);
+    assert_refused(
+        &image.bytes(),
+        "(VpContext): VP context, found a second one, expected one",
+    );
+    let context = T::IGVM_VHT_VP_CONTEXT;
+    assert_refused(
+        &patched(context, 0, 16, &[1]),
+        "(VpContext): VP index, found 1, expected 0",
+    );
+    assert_refused(
+        &patched(context, 0, 0, &[1]),
+        "(VpContext): GPA, found 0x1, expected 0",
+    );
+    assert_refused(&patched(context, 0, 12, &[0; 4]), "(VpContext): file data");
+}
+
+#[test]
+fn registers_that_the_processor_would_not_take_are_refused() {
+    use igvm::registers::X86Register as R;
+    let with = |register: R| {
+        let mut image = image();
+        let Some(IgvmDirectiveHeader::X64VbsVpContext { registers, .. }) =
+            image.directives.last_mut()
+        else {
+            panic!("the context is the last directive");
+        };
+        let same = |r: &R| std::mem::discriminant(r) == std::mem::discriminant(&register);
+        match registers.iter_mut().find(|r| same(r)) {
+            Some(slot) => *slot = register,
+            None => registers.push(register),
+        }
+        image.bytes()
+    };
+    for (register, message) in [
+        (
+            R::Cr0(0x21),
+            "(VpContext): register CR0, found 0x21, expected PE and PG set (64-bit mode)",
+        ),
+        (R::Cr0(1 << 32 | 0x8000_0021), "register CR0"),
+        (R::Cr0(1 << 29 | 0x8000_0021), "expected CD set where NW is"),
+        (R::Cr4(0x40), "register CR4, found 0x40, expected PAE set"),
+        (
+            R::Cr4(1 << 13 | 0x20),
+            "register CR4, found 0x2020, expected no bit that is reserved",
+        ),
+        (
+            R::Efer(0x1d00),
+            "register EFER, found 0x1d00, expected no bit that is reserved or the host's",
+        ),
+        (R::Rflags(1 << 17), "register RFLAGS"),
+        (
+            R::Rip(0x1000),
+            "register RIP, found 0x1000, expected something within [0x8000000, 0x8400000)",
+        ),
+    ] {
+        assert_refused(&with(register), message);
+    }
+    assert_eq!(refusal(&with(R::R12(5))), "no error");
+    // By bytes what the crate cannot write: another VTL, an unknown and a repeated name.
+    let raw = image().raw();
+    let offset = raw.clone().header(T::IGVM_VHT_VP_CONTEXT, 0)[12..16].to_vec();
+    let offset = u32::from_le_bytes(offset.try_into().unwrap()) as usize;
+    let list = offset - (raw.bytes().len() - raw.data.len());
+    for (at, bytes, message) in [
+        (4, vec![0], "VTL of a register, found 0, expected 2"),
+        (
+            5,
+            vec![9, 0, 9, 0],
+            "register HvRegisterName(589833), found",
+        ),
+        (
+            5,
+            vec![3, 0, 6, 0],
+            "register DS, found it twice, expected every register once",
+        ),
+        (9, vec![1], "reserved field"),
+        (0, vec![0xff; 4], "too many registers"),
+    ] {
+        let mut raw = raw.clone();
+        raw.data[list + at..list + at + bytes.len()].copy_from_slice(&bytes);
+        assert_refused(&raw.bytes(), message);
+    }
+}
+
+#[test]
+fn wrong_regions_are_refused() {
+    let region = T::IGVM_VHT_RELOCATABLE_REGION;
+    let tables = T::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION;
+    for (kind, at, bytes, message) in [
+        (
+            region,
+            4,
+            vec![1],
+            "initialization header 0 (RelocatableRegion): VP index, found 1",
+        ),
+        (region, 6, vec![0], "VTL, found 0, expected 2"),
+        (region, 7, vec![0x80], "reserved field, found 0x80"),
+        (
+            region,
+            8,
+            vec![1],
+            "alignment, found 0x200001, expected a power of two from 0x1000",
+        ),
+        (
+            region,
+            16,
+            vec![0, 0x10],
+            "region GPA is not aligned, found 0x8001000",
+        ),
+        (region, 24, vec![1], "size is not aligned"),
+        (
+            region,
+            24,
+            vec![0, 0, 0x20],
+            "(PageTableRelocationRegion): overlap, found [0x8100000",
+        ),
+        (
+            region,
+            24,
+            vec![0, 0, 0x07],
+            "range that is partly in a relocatable region",
+        ),
+        (
+            tables,
+            7,
+            vec![1],
+            "initialization header 1 (PageTableRelocationRegion): reserved field",
+        ),
+        (
+            tables,
+            24,
+            vec![0, 0x90],
+            "used size, found 0x9000, expected at most 0x8000",
+        ),
+    ] {
+        let mut file = patched(kind, 0, at, &bytes);
+        if message.contains("partly") {
+            // A 64 KiB area at 0x8020000 against a region that ends inside of it.
+            file = image().raw().patch(region, 0, 24, &[0, 0x20, 0x02]).bytes();
+        }
+        assert_refused(&file, message);
+    }
+}
+
+#[test]
+fn vtl2_memory_must_be_given_and_contiguous() {
+    let mut image = image();
+    image.directives.push(required(300 * MIB, MIB));
+    assert_refused(
+        &image.bytes(),
+        "VTL2 memory, found [0x12c00000, 0x12d00000), expected one contiguous range",
+    );
+    image.initializations.clear();
+    image.directives.pop();
+    image.directives.remove(0);
+    assert_refused(
+        &image.bytes(),
+        "VTL2 memory, found none, expected a RequiredMemory directive",
+    );
+    let kind = T::IGVM_VHT_REQUIRED_MEMORY;
+    assert_refused(&patched(kind, 0, 12, &[1]), "size is not aligned");
+    assert_refused(&patched(kind, 0, 20, &[1]), "reserved field");
+    // Required, but not for VTL2 and not there.
+    let mut other = super::super::test_image::image();
+    other.directives.push(IgvmDirectiveHeader::RequiredMemory {
+        gpa: 600 * MIB,
+        compatibility_mask: VSM,
+        number_of_bytes: 4096,
+        vtl2_protectable: false,
+    });
+    assert_refused(
+        &other.bytes(),
+        "memory that is not RAM, found [0x25800000, 0x25801000), expected RAM",
+    );
+}
+
+#[test]
+fn headers_in_the_wrong_form_or_place_are_refused() {
+    let mut raw = image().raw();
+    let first = raw.headers.remove(1);
+    raw.headers.push(first);
+    assert_refused(
+        &raw.bytes(),
+        "directive 45 (RelocatableRegion): header out of order, found 0x102, expected a directive",
+    );
+    for (kind, message) in [
+        (
+            0x3f0,
+            "directive 0 (type 0x3f0): header type that the host does not know and may not skip, found 0x3f0",
+        ),
+        (
+            0x250,
+            "initialization header 2 (type 0x250): header type that the host does not know",
+        ),
+        (0x110, "initialization header 2 (type 0x110): header type"),
+        (
+            0x30b,
+            "directive 0 (SnpIdBlock): length of the header, found 24 bytes, expected",
+        ),
+    ] {
+        let mut raw = image().raw();
+        let header = raw
+            .headers
+            .iter_mut()
+            .find(|(kind, _)| *kind == 0x305)
+            .unwrap();
+        header.0 = kind;
+        let error = refusal(&raw.bytes());
+        assert!(error.contains(message), "{error}");
+    }
+    let mut raw = image().raw();
+    raw.header(T::IGVM_VHT_PAGE_DATA, 0).push(0);
+    assert_refused(
+        &raw.bytes(),
+        "directive 1 (PageData): length of the header, found 25 bytes, expected 24 bytes",
+    );
+    let mut padded = image().bytes();
+    let raw = RawImage::parse(&padded);
+    // The VP context is 20 bytes long; behind it is padding.
+    let headers = padded.len() - raw.data.len();
+    padded[headers - 1] = 1;
+    fix_checksum(&mut padded);
+    assert_refused(
+        &padded,
+        "(VpContext): padding behind the header, found other bytes, expected zeros",
+    );
+    let mut cut = image().bytes();
+    let size = (headers - 24 - 8) as u32;
+    cut[12..16].copy_from_slice(&size.to_le_bytes());
+    fix_checksum(&mut cut);
+    assert_refused(
+        &cut,
+        "(VpContext): length of the header, found 20 bytes, expected at most 0x10",
+    );
+}
+
+#[test]
+fn a_file_truncated_anywhere_is_refused() {
+    let file = image().bytes();
+    for length in (0..file.len()).filter(|n| *n < 2048 || n % 509 == 0) {
+        let mut file = file[..length].to_vec();
+        assert_ne!(refusal(&file), "no error");
+        // The same with sizes and checksum as if that were the whole file.
+        if length >= 24 {
+            file[16..20].copy_from_slice(&(length as u32).to_le_bytes());
+            fix_checksum(&mut file);
+            assert_ne!(refusal(&file), "no error");
+        }
+    }
+}
+
+#[test]
+fn more_than_the_host_can_keep_is_refused() {
+    let mut raw = image().raw();
+    for number in 0..1200u32 {
+        let mut area = vec![0; 16];
+        area[1] = 0x10;
+        area[8..12].copy_from_slice(&(1000 + number).to_le_bytes());
+        raw.headers.insert(3, (0x301, area));
+    }
+    assert_refused(
+        &raw.bytes(),
+        "too many parameter areas, found 1025, expected 1024",
+    );
+}
+
+/// What a plan may write: RAM, not the host's, not in use, no byte twice except
+/// parameters into their areas.
+fn check_harmless(file: &[u8], machine: &MachineInfo) {
+    let Ok(plan) = plan(file, machine, &Options::default()) else {
+        return;
+    };
+    let ram = machine.ram_runs();
+    let mut end = 0;
+    for run in &plan.runs {
+        assert!(run.range.start() >= end);
+        end = run.range.end();
+        assert!(ram.iter().any(|ram| ram.covers(run.range)));
+        assert!(machine.busy.iter().all(|busy| !busy.overlaps(run.range)));
+        assert!(
+            run.data
+                .is_none_or(|data| data.len() as u64 == run.range.size())
+        );
+    }
+    let inside = |start: u64, size: usize| {
+        let range = MemoryRange::new(start, start + size as u64);
+        plan.runs.iter().any(|run| run.range.covers(range))
+    };
+    if let Some(tables) = &plan.page_tables {
+        assert!(inside(tables.address, tables.bytes.len()));
+    }
+    assert!(
+        plan.parameters
+            .iter()
+            .all(|(at, bytes)| inside(*at, bytes.len()))
+    );
+    assert!(plan.vtl2_memory.contains(plan.context.state.rip));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn random_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+        prop_assert_ne!(refusal(&bytes), "no error");
+    }
+
+    #[test]
+    fn spoilt_images_do_no_harm(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        header_only in any::<bool>(),
+        elsewhere in any::<bool>(),
+    ) {
+        let mut file = image().bytes();
+        let end = if header_only { file.len() - RawImage::parse(&file).data.len() } else { file.len() };
+        for (index, value) in changes {
+            let at = index.index(end);
+            file[at] = value;
+        }
+        fix_checksum(&mut file);
+        let machine = if elsewhere {
+            machine(&[(0, 0x9_f000), (5 * GIB, 6 * GIB)])
+        } else {
+            small_machine()
+        };
+        check_harmless(&file, &machine);
+    }
+
+    #[test]
+    fn spoilt_page_tables_do_no_harm(
+        changes in prop::collection::vec((0usize..3 * 512, any::<u64>(), 0u64..16), 1..6),
+    ) {
+        let mut image = image();
+        for directive in &mut image.directives {
+            if let IgvmDirectiveHeader::PageData { gpa, data, .. } = directive
+                && *gpa >= PAGE_TABLES
+            {
+                for (index, random, page) in &changes {
+                    let own = (*gpa - PAGE_TABLES) as usize / 8;
+                    if (own..own + 512).contains(index) {
+                        // Mostly pointers to places near, which are the interesting ones.
+                        let entry = if random % 4 == 0 { *random } else {
+                            (PAGE_TABLES + page * 4096) | (random & 0x83) | 1
+                        };
+                        let at = (index - own) * 8;
+                        data[at..at + 8].copy_from_slice(&entry.to_le_bytes());
+                    }
+                }
+            }
+        }
+        check_harmless(&image.bytes(), &machine(&[(0, 0x9_f000), (5 * GIB, 6 * GIB)]));
+    }
+
+    #[test]
+    fn swapped_headers_do_no_harm(a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>()) {
+        let mut raw = image().raw();
+        let count = raw.headers.len();
+        raw.headers.swap(a.index(count), b.index(count));
+        check_harmless(&raw.bytes(), &small_machine());
+    }
+}
+
+#[test]
+fn the_harmless_check_accepts_what_loads() {
+    check_harmless(&image().bytes(), &small_machine());
+    load(&image().bytes(), &small_machine());
+}
