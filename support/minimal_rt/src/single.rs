@@ -29,6 +29,18 @@ impl<T> SingleThreaded<T> {
     pub fn borrow(&self) -> Option<RefMut<'_, T>> {
         self.0.try_borrow_mut().ok()
     }
+
+    /// Changes the value a last time and freezes it: nobody can borrow it afterwards.
+    /// `None` if it is in use, or frozen already.
+    pub fn freeze(&'static self, last_change: impl FnOnce(&mut T)) -> Option<&'static T> {
+        let mut guard = self.0.try_borrow_mut().ok()?;
+        last_change(&mut guard);
+        let value: *const T = &raw const *guard;
+        core::mem::forget(guard);
+        // SAFETY: the guard is never given back, so the `RefCell` answers every later
+        // borrow with `None`, and the value lives as long as the static.
+        Some(unsafe { &*value })
+    }
 }
 
 #[cfg(test)]
@@ -44,5 +56,14 @@ mod tests {
         assert!(cell.borrow().is_none());
         drop(first);
         assert!(cell.borrow().is_some());
+    }
+
+    #[test]
+    fn what_is_frozen_is_not_lent_again() {
+        // SAFETY: only this test names the static.
+        static CELL: SingleThreaded<u8> = unsafe { SingleThreaded::new(3) };
+        assert_eq!(CELL.freeze(|v| *v += 1), Some(&4));
+        assert!(CELL.freeze(|_| ()).is_none());
+        assert!(CELL.borrow().is_none());
     }
 }

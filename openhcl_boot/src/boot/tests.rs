@@ -1,0 +1,1 @@
+//! The whole boot, over a machine made of memory.
