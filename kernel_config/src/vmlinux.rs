@@ -97,7 +97,7 @@ pub fn pack_vmlinux(bytes: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
     packed_header.e_phoff.set(endian, headers_at as u64);
     packed_header.e_shoff.set(endian, 0);
     packed_header.e_shnum.set(endian, 0);
-    packed_header.e_shstrndx.set(endian, 0);
+    packed_header.e_shstrndx.set(endian, elf::SHN_UNDEF);
 
     let mut packed_segments = segments.to_vec();
     let mut out = vec![0; headers_at + size_of_val(segments)];
