@@ -76,7 +76,7 @@ impl ReferenceTime {
 
     /// Reference time in 100 ns units at a TSC value.
     pub fn at(&self, tsc: u64) -> u64 {
-        let scaled = (u128::from(tsc) * u128::from(self.scale) >> 64) as u64;
+        let scaled = ((u128::from(tsc) * u128::from(self.scale)) >> 64) as u64;
         scaled.wrapping_add_signed(self.offset)
     }
 }

@@ -22,7 +22,19 @@
 
 extern crate alloc;
 
+pub mod clock;
+pub mod cpuid;
+pub mod guest_memory;
+pub mod hypercall;
 pub mod igvm;
 pub mod options;
 pub mod params;
+pub mod partition;
 pub mod platform;
+pub mod svm;
+pub mod vtl;
+
+/// A line of the log as the console shows it, without what the console adds in front.
+pub fn log_text(line: &'static str) -> &'static str {
+    line.strip_prefix(boot_events::HOST_PREFIX).unwrap_or(line)
+}

@@ -108,6 +108,7 @@ impl HypercallControl {
 
 /// The hypercall result value (RAX).
 #[bitfield(u64)]
+#[derive(PartialEq, Eq)]
 pub struct HypercallResult {
     /// `HvStatus`.
     pub status: u16,

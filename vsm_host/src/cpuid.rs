@@ -1,0 +1,172 @@
+//! CPUID as a VTL sees it: the processor's answers without what the host keeps for
+//! itself or cannot switch, plus the hypervisor's own leaves (TLFS chapter 2).
+
+use hv_defs::cpuid::Features;
+use hv_defs::cpuid::HV_CPUID_ENLIGHTENMENTS;
+use hv_defs::cpuid::HV_CPUID_FEATURES;
+use hv_defs::cpuid::HV_CPUID_HARDWARE;
+use hv_defs::cpuid::HV_CPUID_INTERFACE;
+use hv_defs::cpuid::HV_CPUID_LIMITS;
+use hv_defs::cpuid::HV_CPUID_VENDOR;
+use hv_defs::cpuid::HV_CPUID_VERSION;
+use hv_defs::cpuid::HV_INTERFACE;
+use hv_defs::cpuid::HV_VENDOR;
+use hv_defs::cpuid::PartitionPrivileges;
+
+/// EAX, EBX, ECX, EDX.
+pub type Registers = [u32; 4];
+
+const EAX: usize = 0;
+const EBX: usize = 1;
+const ECX: usize = 2;
+const EDX: usize = 3;
+
+/// Last leaf that software asks hypervisors for; nothing native is there.
+const HYPERVISOR_LEAVES_END: u32 = 0x4fff_ffff;
+
+const HYPERVISOR_PRESENT: u32 = 1 << 31;
+
+/// Leaf 1 ECX: VMX, FMA, x2APIC, TSC deadline, XSAVE, OSXSAVE, AVX, F16C. Linux in VTL2
+/// refuses to run with XSAVE: VTL0's extended state stays in the registers while VTL2
+/// runs.
+const LEAF1_ECX_HIDDEN: u32 = bits(&[5, 12, 21, 24, 26, 27, 28, 29]);
+/// Leaf 7 EBX: TSC_ADJUST, SGX, AVX2, RDT, MPX, all of AVX-512, PT.
+const LEAF7_EBX_HIDDEN: u32 = bits(&[1, 2, 5, 12, 14, 15, 16, 17, 21, 25, 26, 27, 28, 30, 31]);
+/// Leaf 7 ECX: what of it needs no XSAVE and no MSR: PREFETCHWT1, UMIP, GFNI, LA57,
+/// RDPID, MOVDIRI, MOVDIR64B.
+const LEAF7_ECX_SHOWN: u32 = bits(&[0, 2, 8, 16, 22, 27, 28]);
+/// Leaf 7 EDX: fast short REP MOV, and nothing that has an MSR.
+const LEAF7_EDX_SHOWN: u32 = bits(&[4]);
+/// Leaf 6 EAX: the timer of the local APIC does not stop.
+const LEAF6_EAX_SHOWN: u32 = bits(&[2]);
+/// Leaf 0x80000001 ECX: SVM, OSVW, IBS, XOP, SKINIT, LWP, FMA4, TCE, node id MSR,
+/// performance counters.
+const LEAF80000001_ECX_HIDDEN: u32 = bits(&[2, 9, 10, 11, 12, 15, 16, 17, 19, 23, 24, 26, 27, 28]);
+/// Leaf 0x80000008 EBX: CLZERO, WBNOINVD.
+const LEAF80000008_EBX_SHOWN: u32 = bits(&[0, 9]);
+
+const fn bits(numbers: &[u32]) -> u32 {
+    let mut mask = 0;
+    let mut i = 0;
+    while i < numbers.len() {
+        mask |= 1 << numbers[i];
+        i += 1;
+    }
+    mask
+}
+
+/// What `leaf` and `subleaf` show in a partition of `vp_count` VPs; `native` is the
+/// processor's answer.
+pub fn answer(leaf: u32, subleaf: u32, native: Registers, vp_count: u32) -> Registers {
+    let mut r = native;
+    match leaf {
+        1 => {
+            r[ECX] = r[ECX] & !LEAF1_ECX_HIDDEN | HYPERVISOR_PRESENT;
+        }
+        6 => r = [r[EAX] & LEAF6_EAX_SHOWN, 0, 0, 0],
+        7 if subleaf == 0 => {
+            r[EAX] = 0; // no further subleaves
+            r[EBX] &= !LEAF7_EBX_HIDDEN;
+            r[ECX] &= LEAF7_ECX_SHOWN;
+            r[EDX] &= LEAF7_EDX_SHOWN;
+        }
+        // Performance counters, XSAVE, resource control, SGX, tracing, key locker, LBR,
+        // AMX, AVX10.
+        7 | 0xa | 0xd | 0xf | 0x10 | 0x12 | 0x14 | 0x19 | 0x1c | 0x1d | 0x1e | 0x23 | 0x24 => {
+            r = [0; 4];
+        }
+        0x8000_0001 => r[ECX] &= !LEAF80000001_ECX_HIDDEN,
+        // The TSC counts at one rate on all CPUs; power management is the machine's.
+        0x8000_0007 => r = [0, 0, 0, 1 << 8],
+        0x8000_0008 => r[EBX] &= LEAF80000008_EBX_SHOWN,
+        // SVM, IBS, LWP, SEV, resource control, features with MSRs, performance counters.
+        0x8000_000a | 0x8000_001b | 0x8000_001c | 0x8000_001f..=0x8000_0022 => r = [0; 4],
+        HV_CPUID_VENDOR..=HYPERVISOR_LEAVES_END => r = hypervisor(leaf, vp_count),
+        _ => {}
+    }
+    r
+}
+
+/// The hypervisor's leaves. Those that are not listed are zero, which software that asks
+/// without looking at the highest leaf relies on.
+fn hypervisor(leaf: u32, vp_count: u32) -> Registers {
+    match leaf {
+        HV_CPUID_VENDOR => [HV_CPUID_HARDWARE, HV_VENDOR[0], HV_VENDOR[1], HV_VENDOR[2]],
+        HV_CPUID_INTERFACE => [HV_INTERFACE, 0, 0, 0],
+        // Build number 1 of version 0.1; only printed.
+        HV_CPUID_VERSION => [1, 1, 0, 0],
+        HV_CPUID_FEATURES => {
+            let privileges = PartitionPrivileges::new()
+                .with_access_partition_reference_counter(true)
+                .with_access_hypercall(true)
+                .with_access_vp_index(true)
+                .with_access_reset(true)
+                .with_access_reference_tsc(true)
+                .with_access_frequency(true)
+                .with_access_tsc_invariant(true)
+                .with_access_vsm(true)
+                .with_access_vp_registers(true)
+                .with_start_virtual_processor(true)
+                .into_bits();
+            let features = Features::new()
+                .with_frequency_msrs(true)
+                .with_guest_crash_msrs(true)
+                .into_bits();
+            [privileges as u32, (privileges >> 32) as u32, 0, features]
+        }
+        // Do not use auto EOI; never report long spinning.
+        HV_CPUID_ENLIGHTENMENTS => [1 << 9, u32::MAX, 0, 0],
+        HV_CPUID_LIMITS => [vp_count, vp_count, 0, 0],
+        // MSR bitmaps and nested paging are in use.
+        HV_CPUID_HARDWARE => [1 << 1 | 1 << 3, 0, 0, 0],
+        _ => [0; 4],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Registers = [u32::MAX; 4];
+
+    #[test]
+    fn extended_state_is_hidden_wherever_it_shows() {
+        let leaf1 = answer(1, 0, ALL, 4);
+        assert_eq!(leaf1[ECX] & bits(&[12, 26, 27, 28, 29]), 0);
+        let leaf7 = answer(7, 0, ALL, 4);
+        assert_eq!(leaf7[EBX] & bits(&[5, 16, 17, 28, 30, 31]), 0);
+        assert_eq!(leaf7[EAX], 0);
+        assert_eq!(answer(7, 1, ALL, 4), [0; 4]);
+        assert_eq!(answer(0xd, 1, ALL, 4), [0; 4]);
+    }
+
+    #[test]
+    fn svm_is_hidden_and_the_hypervisor_shown() {
+        assert_eq!(answer(0x8000_0001, 0, ALL, 4)[ECX] & 1 << 2, 0);
+        assert_eq!(answer(0x8000_000a, 0, ALL, 4), [0; 4]);
+        assert_eq!(answer(1, 0, [0; 4], 4)[ECX], HYPERVISOR_PRESENT);
+        assert_eq!(answer(0x8000_0007, 0, [0; 4], 4)[EDX], 1 << 8);
+    }
+
+    #[test]
+    fn hyper_v_leaves_are_what_linux_needs() {
+        let vendor = answer(0x4000_0000, 0, ALL, 4);
+        assert!((0x4000_0005..0x4000_000a).contains(&vendor[EAX]));
+        let features = answer(0x4000_0003, 0, ALL, 4);
+        // Hypercalls, VP index, frequencies, reference TSC, invariant TSC.
+        assert_eq!(features[EAX] & 0x8a60, 0x8a60);
+        // No partition creation, extended hypercalls or isolation.
+        assert_eq!(features[EBX] & (1 | 1 << 20 | 1 << 22), 0);
+        assert_eq!(features[EDX] & (1 << 8 | 1 << 10), 1 << 8 | 1 << 10);
+        assert_eq!(answer(0x4000_0005, 0, ALL, 4)[EAX], 4);
+        // Read without a check of the highest leaf: no confidential VMBus.
+        assert_eq!(answer(0x4000_0082, 0, ALL, 4), [0; 4]);
+        assert_eq!(answer(0x4000_0100, 0, ALL, 4), [0; 4]);
+    }
+
+    #[test]
+    fn other_leaves_are_the_processors() {
+        assert_eq!(answer(0xb, 1, [1, 2, 3, 4], 4), [1, 2, 3, 4]);
+        assert_eq!(answer(0x8000_0002, 0, [1, 2, 3, 4], 4), [1, 2, 3, 4]);
+    }
+}

@@ -1,0 +1,149 @@
+//! Memory of a VTL.
+//!
+//! An address that comes from a VTL means nothing until [`GuestMemory`] has found it in
+//! the RAM that this VTL has. Nobody holds a reference into it: the VTL's other VPs and
+//! its devices change it at any time, so bytes are copied out, once, and then parsed.
+
+use crate::platform::MemoryRange;
+use crate::platform::PAGE_SIZE;
+use thiserror::Error;
+use zerocopy::FromBytes;
+use zerocopy::FromZeros;
+use zerocopy::Immutable;
+use zerocopy::IntoBytes;
+
+/// Copies between the host and physical memory. The addresses are RAM: whoever calls
+/// has checked it.
+pub trait RamAccess {
+    /// Copies out.
+    fn read_ram(&self, address: u64, out: &mut [u8]);
+    /// Copies in.
+    fn write_ram(&self, address: u64, data: &[u8]);
+}
+
+/// An access beyond the memory of the VTL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{size} bytes at GPA {address:#x} are not RAM of this VTL")]
+pub struct NotMapped {
+    /// First byte.
+    pub address: u64,
+    /// Number of bytes.
+    pub size: u64,
+}
+
+/// The RAM that a VTL may use, by GPA.
+#[derive(Clone, Copy)]
+pub struct GuestMemory<'a, R: ?Sized> {
+    ram: &'a R,
+    allowed: &'a [MemoryRange],
+}
+
+impl<'a, R: RamAccess + ?Sized> GuestMemory<'a, R> {
+    /// Memory of a VTL that may use the sorted and joined ranges `allowed`.
+    pub fn new(ram: &'a R, allowed: &'a [MemoryRange]) -> Self {
+        Self { ram, allowed }
+    }
+
+    /// Checks that all of these bytes are the VTL's.
+    pub fn check(&self, address: u64, size: u64) -> Result<(), NotMapped> {
+        let error = NotMapped { address, size };
+        let wanted = MemoryRange::with_size(address, size).ok_or(error)?;
+        if self.allowed.iter().any(|range| range.covers(wanted)) {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    }
+
+    /// Checks that a whole page is the VTL's and yields its address.
+    pub fn check_page(&self, page_number: u64) -> Result<u64, NotMapped> {
+        let address = page_number.checked_mul(PAGE_SIZE).ok_or(NotMapped {
+            address: u64::MAX,
+            size: PAGE_SIZE,
+        })?;
+        self.check(address, PAGE_SIZE)?;
+        Ok(address)
+    }
+
+    /// Copies out.
+    pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), NotMapped> {
+        self.check(address, out.len() as u64)?;
+        self.ram.read_ram(address, out);
+        Ok(())
+    }
+
+    /// Copies in.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), NotMapped> {
+        self.check(address, data.len() as u64)?;
+        self.ram.write_ram(address, data);
+        Ok(())
+    }
+
+    /// Copies a structure out.
+    pub fn read_as<T: FromBytes + IntoBytes + FromZeros>(
+        &self,
+        address: u64,
+    ) -> Result<T, NotMapped> {
+        let mut value = T::new_zeroed();
+        self.read(address, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Copies a structure in.
+    pub fn write_as<T: IntoBytes + Immutable>(
+        &self,
+        address: u64,
+        value: &T,
+    ) -> Result<(), NotMapped> {
+        self.write(address, value.as_bytes())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// RAM from address 0.
+    pub(crate) struct FakeRam(pub RefCell<Vec<u8>>);
+
+    impl FakeRam {
+        pub(crate) fn new(size: usize) -> Self {
+            Self(RefCell::new(vec![0; size]))
+        }
+    }
+
+    impl RamAccess for FakeRam {
+        fn read_ram(&self, address: u64, out: &mut [u8]) {
+            let start = address as usize;
+            out.copy_from_slice(&self.0.borrow()[start..start + out.len()]);
+        }
+
+        fn write_ram(&self, address: u64, data: &[u8]) {
+            let start = address as usize;
+            self.0.borrow_mut()[start..start + data.len()].copy_from_slice(data);
+        }
+    }
+
+    #[test]
+    fn an_access_must_lie_in_one_range() {
+        let ram = FakeRam::new(0x4000);
+        let allowed = [
+            MemoryRange::new(0x1000, 0x2000),
+            MemoryRange::new(0x3000, 0x4000),
+        ];
+        let memory = GuestMemory::new(&ram, &allowed);
+        memory.write(0x1ff8, &[1; 8]).unwrap();
+        assert_eq!(
+            memory.read_as::<u64>(0x1ff8).unwrap(),
+            0x0101_0101_0101_0101
+        );
+        for outside in [0xfff, 0x1ff9, 0x2000, 0x2fff, 0x3ff9, u64::MAX - 3, 1 << 63] {
+            assert!(memory.read(outside, &mut [0; 8]).is_err(), "{outside:#x}");
+        }
+        assert_eq!(memory.check_page(1), Ok(0x1000));
+        assert!(memory.check_page(2).is_err());
+        assert!(memory.check_page(1 << 52).is_err());
+        assert!(memory.check_page(u64::MAX).is_err());
+    }
+}

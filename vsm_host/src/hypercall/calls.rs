@@ -1,0 +1,247 @@
+//! The calls themselves. Their input has been copied and has the size of their form.
+
+use super::registers;
+use crate::guest_memory::GuestMemory;
+use crate::log_text;
+use crate::partition::Partition;
+use crate::partition::Processor;
+use crate::partition::Vp;
+use crate::partition::VpStateError;
+use crate::svm::context::StartContext;
+use crate::vtl::Vtl;
+use boot_events::HOST_POWER_OFF;
+use hv_defs::HV_PARTITION_ID_SELF;
+use hv_defs::HV_VP_INDEX_SELF;
+use hv_defs::hypercall::EnableVpVtl;
+use hv_defs::hypercall::EnterSleepState;
+use hv_defs::hypercall::GetVpIndexFromApicId;
+use hv_defs::hypercall::HV_SLEEP_STATE_S5;
+use hv_defs::hypercall::HvInputVtl;
+use hv_defs::hypercall::HvStatus;
+use hv_defs::hypercall::HypercallCode;
+use vsm_host_defs::ExitReason;
+use zerocopy::FromBytes;
+use zerocopy::Immutable;
+use zerocopy::IntoBytes;
+use zerocopy::KnownLayout;
+
+/// Input of `MODIFY_VTL_PROTECTION_MASK`, followed by u64 GPA page numbers.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub(super) struct ModifyVtlProtectionMask {
+    partition_id: u64,
+    map_flags: u32,
+    target_vtl: HvInputVtl,
+    rsvd: [u8; 3],
+}
+
+/// Access rights in `ModifyVtlProtectionMask::map_flags`: read, write, execute in kernel
+/// and in user mode.
+const MAP_FLAGS_DEFINED: u32 = 0xf;
+
+/// Who makes a call.
+pub(super) struct Caller<'a, P> {
+    pub partition: &'a Partition,
+    pub vp: &'a mut Vp,
+    pub processor: &'a P,
+    /// Set by a call that ends the machine.
+    pub end: Option<ExitReason>,
+}
+
+impl<'a, P: Processor> Caller<'a, P> {
+    /// The caller's memory.
+    pub(super) fn memory(&self) -> GuestMemory<'a, P> {
+        self.partition.memory(self.vp.vtl, self.processor)
+    }
+
+    /// The VTL that an input names: the caller's own or a lower one.
+    pub(super) fn target_vtl(&self, input: HvInputVtl) -> Result<Vtl, HvStatus> {
+        const RESERVED: u8 = 0xe0;
+        if input.into_bits() & RESERVED != 0 {
+            return Err(HvStatus::INVALID_PARAMETER);
+        }
+        if !input.use_target_vtl() {
+            // The number does not count then, but there must not be one.
+            return if input.target_vtl() == 0 {
+                Ok(self.vp.vtl)
+            } else {
+                Err(HvStatus::INVALID_PARAMETER)
+            };
+        }
+        self.lower_or_own(input.target_vtl())
+    }
+
+    fn lower_or_own(&self, number: u8) -> Result<Vtl, HvStatus> {
+        let vtl = Vtl::new(number).ok_or(HvStatus::INVALID_PARAMETER)?;
+        if vtl.number() > self.vp.vtl.number() {
+            return Err(HvStatus::ACCESS_DENIED);
+        }
+        Ok(vtl)
+    }
+
+    /// The VP that an input names.
+    pub(super) fn target_vp(&self, index: u32) -> Result<u32, HvStatus> {
+        match index {
+            HV_VP_INDEX_SELF => Ok(self.vp.index),
+            index if index < self.partition.vp_count() => Ok(index),
+            _ => Err(HvStatus::INVALID_VP_INDEX),
+        }
+    }
+}
+
+/// Only the caller's own partition can be named.
+pub(super) fn check_partition(id: u64) -> Result<(), HvStatus> {
+    if id == HV_PARTITION_ID_SELF {
+        Ok(())
+    } else {
+        Err(HvStatus::INVALID_PARTITION_ID)
+    }
+}
+
+pub(super) fn check_zero(reserved: &[u8]) -> Result<(), HvStatus> {
+    if reserved.iter().all(|byte| *byte == 0) {
+        Ok(())
+    } else {
+        Err(HvStatus::INVALID_PARAMETER)
+    }
+}
+
+/// Reads a structure from the start of a parameter block.
+pub(super) fn parse<T: FromBytes>(bytes: &[u8]) -> Result<T, HvStatus> {
+    T::read_from_prefix(bytes)
+        .map(|(value, _)| value)
+        .map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
+}
+
+/// A call without repetitions.
+pub(super) fn simple<P: Processor>(
+    caller: &mut Caller<'_, P>,
+    code: HypercallCode,
+    input: &[u8],
+) -> Result<(), HvStatus> {
+    match code {
+        HypercallCode::ENABLE_VP_VTL => {
+            let input = parse::<EnableVpVtl>(input)?;
+            let (vp, vtl, _) = vp_and_context(caller, &input)?;
+            caller
+                .partition
+                .enable_vp_vtl(vp, vtl)
+                .map_err(vp_state_status)
+        }
+        HypercallCode::START_VIRTUAL_PROCESSOR => {
+            let input = parse::<EnableVpVtl>(input)?;
+            let (vp, vtl, context) = vp_and_context(caller, &input)?;
+            caller
+                .partition
+                .start_vp(vp, vtl, context, caller.processor)
+                .map_err(vp_state_status)
+        }
+        HypercallCode::ENTER_SLEEP_STATE => {
+            if parse::<EnterSleepState>(input)?.sleep_state != HV_SLEEP_STATE_S5 {
+                return Err(HvStatus::INVALID_PARAMETER);
+            }
+            caller
+                .processor
+                .log(format_args!("{}", log_text(HOST_POWER_OFF)));
+            caller.end = Some(ExitReason::PowerOff);
+            Ok(())
+        }
+        // There is no SynIC: nothing is connected to anything.
+        HypercallCode::POST_MESSAGE | HypercallCode::SIGNAL_EVENT => {
+            Err(HvStatus::INVALID_CONNECTION_ID)
+        }
+        _ => Err(HvStatus::INVALID_HYPERCALL_CODE),
+    }
+}
+
+/// A call with repetitions: works on `list` one by one, fills `output` and tells how many
+/// it has done.
+pub(super) fn repeated<P: Processor>(
+    caller: &mut Caller<'_, P>,
+    code: HypercallCode,
+    header: &[u8],
+    list: &[u8],
+    output: &mut [u8],
+) -> (Result<(), HvStatus>, usize) {
+    let mut done = 0;
+    let result = match code {
+        HypercallCode::GET_VP_REGISTERS => registers::get(caller, header, list, output, &mut done),
+        HypercallCode::SET_VP_REGISTERS => registers::set(caller, header, list, &mut done),
+        HypercallCode::GET_VP_INDEX_FROM_APIC_ID => {
+            vp_indices(caller, header, list, output, &mut done)
+        }
+        HypercallCode::MODIFY_VTL_PROTECTION_MASK => modify_protection(caller, header),
+        _ => Err(HvStatus::INVALID_HYPERCALL_CODE),
+    };
+    (result, done)
+}
+
+/// Checks the common input of enabling a VTL on a VP and starting it.
+fn vp_and_context<P: Processor>(
+    caller: &Caller<'_, P>,
+    input: &EnableVpVtl,
+) -> Result<(u32, Vtl, StartContext), HvStatus> {
+    check_partition(input.partition_id)?;
+    check_zero(&input.rsvd)?;
+    let vp = caller.target_vp(input.vp_index)?;
+    let vtl = caller.lower_or_own(input.target_vtl)?;
+    if vtl != caller.vp.vtl {
+        // Lower VTLs are not enabled in the partition yet.
+        return Err(HvStatus::INVALID_PARTITION_STATE);
+    }
+    let context = StartContext::new(input.vp_context).map_err(|error| {
+        caller
+            .processor
+            .log(format_args!("context for VP {vp} refused: {error}"));
+        HvStatus::INVALID_REGISTER_VALUE
+    })?;
+    Ok((vp, vtl, context))
+}
+
+fn vp_state_status(error: VpStateError) -> HvStatus {
+    match error {
+        VpStateError::NoVp => HvStatus::INVALID_VP_INDEX,
+        VpStateError::AlreadyEnabled => HvStatus::VTL_ALREADY_ENABLED,
+        VpStateError::NotEnabled | VpStateError::NotStopped => HvStatus::INVALID_VP_STATE,
+    }
+}
+
+fn vp_indices<P: Processor>(
+    caller: &Caller<'_, P>,
+    header: &[u8],
+    list: &[u8],
+    output: &mut [u8],
+    done: &mut usize,
+) -> Result<(), HvStatus> {
+    let header = parse::<GetVpIndexFromApicId>(header)?;
+    check_partition(header.partition_id)?;
+    check_zero(&header.rsvd)?;
+    // The ids are the same in every VTL.
+    caller.target_vtl(header.target_vtl)?;
+    for (apic_id, out) in list.chunks_exact(4).zip(output.chunks_exact_mut(4)) {
+        let apic_id = parse::<u32>(apic_id)?;
+        let index = caller
+            .partition
+            .vp_index(apic_id)
+            .ok_or(HvStatus::INVALID_PARAMETER)?;
+        out.copy_from_slice(&index.to_le_bytes());
+        *done += 1;
+    }
+    Ok(())
+}
+
+fn modify_protection<P: Processor>(caller: &Caller<'_, P>, header: &[u8]) -> Result<(), HvStatus> {
+    let header = parse::<ModifyVtlProtectionMask>(header)?;
+    check_partition(header.partition_id)?;
+    check_zero(&header.rsvd)?;
+    if header.map_flags & !MAP_FLAGS_DEFINED != 0 {
+        return Err(HvStatus::INVALID_PARAMETER);
+    }
+    let target = caller.target_vtl(header.target_vtl)?;
+    if target == caller.vp.vtl {
+        // A VTL protects itself from lower ones, not from itself.
+        return Err(HvStatus::INVALID_PARAMETER);
+    }
+    // Lower VTLs are not enabled in the partition yet.
+    Err(HvStatus::INVALID_PARTITION_STATE)
+}

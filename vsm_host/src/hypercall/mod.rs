@@ -1,0 +1,272 @@
+//! Hypercalls (TLFS chapter 3): the checks that all calls share, and the table of calls.
+//!
+//! Everything in the control word and the parameter blocks comes from a VTL. A call that
+//! is wrong in any way is answered with a status; what stands in memory is copied out
+//! once, before it is looked at.
+
+mod calls;
+mod registers;
+
+use crate::partition::Partition;
+use crate::partition::Processor;
+use crate::partition::Vp;
+use crate::partition::counters::Refused;
+use crate::partition::gpr;
+use crate::svm::vmcb::Exception;
+use calls::Caller;
+use hv_defs::HV_PAGE_SIZE;
+use hv_defs::hypercall::EnableVpVtl;
+use hv_defs::hypercall::EnterSleepState;
+use hv_defs::hypercall::GetSetVpRegisters;
+use hv_defs::hypercall::GetVpIndexFromApicId;
+use hv_defs::hypercall::HvStatus;
+use hv_defs::hypercall::HypercallCode;
+use hv_defs::hypercall::HypercallControl;
+use hv_defs::hypercall::HypercallResult;
+use hv_defs::registers::HvRegisterAssoc;
+pub(crate) use registers::check_vsm_config;
+use vsm_host_defs::ExitReason;
+
+const PAGE: usize = HV_PAGE_SIZE as usize;
+
+/// Bytes of input that fit into the registers of a fast call (RDX and R8).
+const FAST_INPUT: usize = 16;
+
+/// What a hypercall leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is over; this goes to RAX.
+    Done(HypercallResult),
+    /// The instruction faults.
+    Fault(Exception),
+    /// The machine ends.
+    End(ExitReason),
+}
+
+/// How a call ends: well (with this many repetitions done), or not.
+type CallResult = Result<u16, Failure>;
+
+/// A call that failed.
+struct Failure {
+    status: HvStatus,
+    /// Repetitions that had been done before.
+    done: u16,
+}
+
+impl From<HvStatus> for Failure {
+    fn from(status: HvStatus) -> Self {
+        Self { status, done: 0 }
+    }
+}
+
+/// Size of what is repeated, in bytes per repetition.
+struct Repetition {
+    input: usize,
+    output: usize,
+}
+
+/// The form of a call.
+struct Form {
+    code: HypercallCode,
+    /// Bytes of fixed input.
+    header: usize,
+    /// `None`: a simple call.
+    repetition: Option<Repetition>,
+    /// Input may come in registers.
+    fast: bool,
+}
+
+const fn simple(code: HypercallCode, header: usize, fast: bool) -> Form {
+    Form {
+        code,
+        header,
+        repetition: None,
+        fast,
+    }
+}
+
+const fn repeated(code: HypercallCode, header: usize, input: usize, output: usize) -> Form {
+    Form {
+        code,
+        header,
+        repetition: Some(Repetition { input, output }),
+        fast: false,
+    }
+}
+
+const NAME: usize = size_of::<u32>();
+const VALUE: usize = size_of::<u128>();
+
+/// The calls that exist.
+const FORMS: [Form; 9] = [
+    repeated(
+        HypercallCode::MODIFY_VTL_PROTECTION_MASK,
+        size_of::<calls::ModifyVtlProtectionMask>(),
+        size_of::<u64>(),
+        0,
+    ),
+    simple(
+        HypercallCode::ENABLE_VP_VTL,
+        size_of::<EnableVpVtl>(),
+        false,
+    ),
+    repeated(
+        HypercallCode::GET_VP_REGISTERS,
+        size_of::<GetSetVpRegisters>(),
+        NAME,
+        VALUE,
+    ),
+    repeated(
+        HypercallCode::SET_VP_REGISTERS,
+        size_of::<GetSetVpRegisters>(),
+        size_of::<HvRegisterAssoc>(),
+        0,
+    ),
+    simple(HypercallCode::POST_MESSAGE, 256, false),
+    simple(HypercallCode::SIGNAL_EVENT, 8, true),
+    simple(
+        HypercallCode::ENTER_SLEEP_STATE,
+        size_of::<EnterSleepState>(),
+        true,
+    ),
+    simple(
+        HypercallCode::START_VIRTUAL_PROCESSOR,
+        size_of::<EnableVpVtl>(),
+        false,
+    ),
+    repeated(
+        HypercallCode::GET_VP_INDEX_FROM_APIC_ID,
+        size_of::<GetVpIndexFromApicId>(),
+        size_of::<u32>(),
+        size_of::<u32>(),
+    ),
+];
+
+/// Handles the VMMCALL at which the VP stands.
+pub fn handle(partition: &Partition, vp: &mut Vp, processor: &impl Processor) -> Outcome {
+    let save = &vp.vmcb().save;
+    // Only 64-bit code at the highest privilege makes hypercalls here.
+    if save.cpl != 0 || !vp.vmcb().is_64_bit() {
+        return Outcome::Fault(Exception::InvalidOpcode);
+    }
+    let control = HypercallControl::from(vp.gprs[gpr::RCX]);
+    let code = HypercallCode(control.code());
+    if matches!(code, HypercallCode::VTL_CALL | HypercallCode::VTL_RETURN) {
+        // There is no other VTL to go to.
+        return Outcome::Fault(Exception::InvalidOpcode);
+    }
+    let mut caller = Caller {
+        partition,
+        vp,
+        processor,
+        end: None,
+    };
+    let result = call(&mut caller, control);
+    let end = caller.end;
+    if let Some(reason) = end {
+        return Outcome::End(reason);
+    }
+    Outcome::Done(match result {
+        Ok(done) => HypercallResult::new().with_reps_completed(done),
+        Err(Failure { status, done }) => {
+            if status == HvStatus::INVALID_HYPERCALL_CODE {
+                partition.counters.count(Refused::Hypercall(code.0));
+            }
+            HypercallResult::new()
+                .with_status(status.0)
+                .with_reps_completed(done)
+        }
+    })
+}
+
+fn call<P: Processor>(caller: &mut Caller<'_, P>, control: HypercallControl) -> CallResult {
+    let form = FORMS
+        .iter()
+        .find(|form| form.code.0 == control.code())
+        .ok_or(HvStatus::INVALID_HYPERCALL_CODE)?;
+    check_control(form, control)?;
+    let repetitions = usize::from(control.rep_count());
+    let (input_each, output_each) = match &form.repetition {
+        Some(repetition) => (repetition.input, repetition.output),
+        None => (0, 0),
+    };
+    let input_size = form.header + repetitions * input_each;
+    let output_size = repetitions * output_each;
+    let input_address = caller.vp.gprs[gpr::RDX];
+    let output_address = caller.vp.gprs[gpr::R8];
+
+    let mut input = [0; PAGE];
+    if control.fast() {
+        input[..8].copy_from_slice(&input_address.to_le_bytes());
+        input[8..FAST_INPUT].copy_from_slice(&output_address.to_le_bytes());
+    } else {
+        check_block(input_address, input_size)?;
+        check_block(output_address, output_size)?;
+        let memory = caller.memory();
+        if output_size != 0 {
+            memory
+                .check(output_address, output_size as u64)
+                .map_err(|_| HvStatus::INVALID_PARAMETER)?;
+        }
+        memory
+            .read(input_address, &mut input[..input_size])
+            .map_err(|_| HvStatus::INVALID_PARAMETER)?;
+    }
+    let (header, list) = input[..input_size.max(form.header)].split_at(form.header);
+    if form.repetition.is_none() {
+        calls::simple(caller, form.code, header)?;
+        return Ok(0);
+    }
+
+    let start = usize::from(control.rep_start());
+    let list = &list[start * input_each..];
+    let mut output = [0; PAGE];
+    let results = &mut output[start * output_each..output_size];
+    let (result, done) = calls::repeated(caller, form.code, header, list, results);
+    let produced = &results[..done * output_each];
+    if !produced.is_empty() {
+        let address = output_address + (start * output_each) as u64;
+        caller
+            .memory()
+            .write(address, produced)
+            .map_err(|_| HvStatus::INVALID_PARAMETER)?;
+    }
+    // Both are below 4096, the number of repetitions that a control word can name.
+    let done = (start + done) as u16;
+    result
+        .map(|()| done)
+        .map_err(|status| Failure { status, done })
+}
+
+/// Checks the control word against the form of its call.
+fn check_control(form: &Form, control: HypercallControl) -> Result<(), HvStatus> {
+    let (count, start) = (control.rep_count(), control.rep_start());
+    let repetitions_fit = match form.repetition {
+        Some(_) => start < count,
+        None => count == 0 && start == 0,
+    };
+    let right = control.reserved_bits_are_zero()
+        && !control.nested()
+        && control.variable_header_size() == 0
+        && repetitions_fit
+        && (form.fast || !control.fast());
+    if right {
+        Ok(())
+    } else {
+        Err(HvStatus::INVALID_HYPERCALL_INPUT)
+    }
+}
+
+/// Checks that a parameter block is aligned and within one page. A block of no bytes may
+/// be anywhere.
+fn check_block(address: u64, size: usize) -> Result<(), HvStatus> {
+    let offset = address % HV_PAGE_SIZE;
+    if size == 0 || (address.is_multiple_of(8) && offset + size as u64 <= HV_PAGE_SIZE) {
+        Ok(())
+    } else {
+        Err(HvStatus::INVALID_ALIGNMENT)
+    }
+}
+
+#[cfg(test)]
+mod tests;

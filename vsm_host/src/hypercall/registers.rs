@@ -1,0 +1,187 @@
+//! `GET_VP_REGISTERS` and `SET_VP_REGISTERS`.
+
+use super::calls::Caller;
+use super::calls::check_partition;
+use super::calls::check_zero;
+use super::calls::parse;
+use crate::partition::Processor;
+use crate::partition::counters::Refused;
+use crate::partition::crash;
+use crate::partition::overlay::CODE_PAGE_OFFSETS;
+use crate::vtl::Vtl;
+use hv_defs::hypercall::GetSetVpRegisters;
+use hv_defs::hypercall::HvStatus;
+use hv_defs::msr::OverlayPage;
+use hv_defs::registers::HvRegisterAssoc;
+use hv_defs::registers::HvRegisterName as Name;
+use hv_defs::vsm::VsmCapabilities;
+use hv_defs::vsm::VsmPartitionConfig;
+use hv_defs::vsm::VsmPartitionStatus;
+use hv_defs::vsm::VsmVpStatus;
+
+const CRASH_P0: u32 = Name::GUEST_CRASH_P0.0;
+const CRASH_P4: u32 = CRASH_P0 + crash::PARAMETERS as u32 - 1;
+
+/// Bits of the partition's VSM configuration that the TLFS defines.
+const VSM_CONFIG_DEFINED: u64 = 0xffff;
+
+pub(super) fn get<P: Processor>(
+    caller: &Caller<'_, P>,
+    header: &[u8],
+    names: &[u8],
+    values: &mut [u8],
+    done: &mut usize,
+) -> Result<(), HvStatus> {
+    let vp = check_header(caller, header)?;
+    for (name, out) in names.chunks_exact(4).zip(values.chunks_exact_mut(16)) {
+        let value = read(caller, vp, parse(name)?)?;
+        out.copy_from_slice(&u128::from(value).to_le_bytes());
+        *done += 1;
+    }
+    Ok(())
+}
+
+pub(super) fn set<P: Processor>(
+    caller: &mut Caller<'_, P>,
+    header: &[u8],
+    list: &[u8],
+    done: &mut usize,
+) -> Result<(), HvStatus> {
+    let vp = check_header(caller, header)?;
+    for element in list.chunks_exact(size_of::<HvRegisterAssoc>()) {
+        let assoc = parse::<HvRegisterAssoc>(element)?;
+        if assoc.pad != [0; 3] {
+            return Err(HvStatus::INVALID_PARAMETER);
+        }
+        let [value, 0] = assoc.value else {
+            return Err(HvStatus::INVALID_REGISTER_VALUE);
+        };
+        write(caller, vp, assoc.name, value)?;
+        *done += 1;
+    }
+    Ok(())
+}
+
+/// Checks what comes before the list and yields the VP that is meant. Registers are
+/// those of the caller's own VTL: lower ones are not enabled yet.
+fn check_header<P: Processor>(caller: &Caller<'_, P>, header: &[u8]) -> Result<u32, HvStatus> {
+    let header = parse::<GetSetVpRegisters>(header)?;
+    check_partition(header.partition_id)?;
+    check_zero(&header.rsvd)?;
+    if caller.target_vtl(header.target_vtl)? != caller.vp.vtl {
+        return Err(HvStatus::INVALID_PARTITION_STATE);
+    }
+    caller.target_vp(header.vp_index)
+}
+
+/// Fails unless the caller itself is meant: the registers of a VP that runs are in the
+/// hands of its CPU.
+fn check_self<P: Processor>(caller: &Caller<'_, P>, vp: u32) -> Result<(), HvStatus> {
+    if vp == caller.vp.index {
+        Ok(())
+    } else {
+        Err(HvStatus::INVALID_VP_STATE)
+    }
+}
+
+fn read<P: Processor>(caller: &Caller<'_, P>, vp: u32, name: u32) -> Result<u64, HvStatus> {
+    let partition = caller.partition;
+    let own = &caller.vp.vtls[caller.vp.vtl.index()];
+    Ok(match Name(name) {
+        Name::VP_INDEX => vp.into(),
+        Name::VSM_VP_STATUS => {
+            check_self(caller, vp)?;
+            VsmVpStatus::new()
+                .with_active_vtl(caller.vp.vtl.number())
+                .with_enabled_vtl_set(partition.enabled_vtls(vp))
+                .into()
+        }
+        Name::VSM_CODE_PAGE_OFFSETS => CODE_PAGE_OFFSETS.into(),
+        Name::VSM_PARTITION_STATUS => VsmPartitionStatus::new()
+            .with_enabled_vtl_set(1 << Vtl::PARAVISOR.number())
+            .with_maximum_vtl(Vtl::PARAVISOR.number())
+            .into(),
+        // Linux crashes at the first intercept if there is no intercept page.
+        Name::VSM_CAPABILITIES => VsmCapabilities::new()
+            .with_intercept_page_available(true)
+            .into(),
+        Name::VSM_PARTITION_CONFIG => partition.vsm_config().into(),
+        Name::GUEST_OS_ID => partition.guest_os_id(caller.vp.vtl),
+        Name::TIME_REF_COUNT => partition.reference_time(caller.processor),
+        Name::VP_ASSIST_PAGE => {
+            check_self(caller, vp)?;
+            own.assist().into()
+        }
+        Name::REG_PAGE => {
+            check_self(caller, vp)?;
+            own.register_page().into()
+        }
+        Name(CRASH_P0..=CRASH_P4) => partition.crash_parameter((name - CRASH_P0) as usize),
+        Name::GUEST_CRASH_CTL => crash::SUPPORTED.into(),
+        _ => return Err(unknown(caller, name)),
+    })
+}
+
+fn write<P: Processor>(
+    caller: &mut Caller<'_, P>,
+    vp: u32,
+    name: u32,
+    value: u64,
+) -> Result<(), HvStatus> {
+    let partition = caller.partition;
+    let vtl = caller.vp.vtl;
+    let bad_value = |_| HvStatus::INVALID_REGISTER_VALUE;
+    match Name(name) {
+        Name::VSM_PARTITION_CONFIG => partition.set_vsm_config(value.into())?,
+        Name::GUEST_OS_ID => partition
+            .set_guest_os_id(vtl, caller.processor, value)
+            .map_err(bad_value)?,
+        Name::VP_ASSIST_PAGE => {
+            check_self(caller, vp)?;
+            partition
+                .set_assist_page(caller.vp, caller.processor, value.into())
+                .map_err(bad_value)?;
+        }
+        Name::REG_PAGE => {
+            check_self(caller, vp)?;
+            let register = OverlayPage::from(value);
+            if register.enabled() {
+                caller
+                    .memory()
+                    .check_page(register.page_number())
+                    .map_err(|_| HvStatus::INVALID_REGISTER_VALUE)?;
+            }
+            caller.vp.vtls[vtl.index()].set_register_page(register);
+        }
+        Name(CRASH_P0..=CRASH_P4) => {
+            partition.set_crash_parameter((name - CRASH_P0) as usize, value);
+        }
+        Name::GUEST_CRASH_CTL => partition.report_crash(vtl, caller.processor, value.into()),
+        // These are known, but nobody sets them.
+        Name::VP_INDEX
+        | Name::VSM_VP_STATUS
+        | Name::VSM_CODE_PAGE_OFFSETS
+        | Name::VSM_PARTITION_STATUS
+        | Name::VSM_CAPABILITIES
+        | Name::TIME_REF_COUNT => return Err(HvStatus::ACCESS_DENIED),
+        _ => return Err(unknown(caller, name)),
+    }
+    Ok(())
+}
+
+fn unknown<P: Processor>(caller: &Caller<'_, P>, name: u32) -> HvStatus {
+    caller.partition.counters.count(Refused::Register(name));
+    HvStatus::INVALID_PARAMETER
+}
+
+/// Checks a change of the partition's VSM configuration.
+pub(crate) fn check_vsm_config(
+    old: VsmPartitionConfig,
+    new: VsmPartitionConfig,
+) -> Result<(), HvStatus> {
+    let protection_taken_back = old.enable_vtl_protection() && !new.enable_vtl_protection();
+    if new.into_bits() & !VSM_CONFIG_DEFINED != 0 || protection_taken_back {
+        return Err(HvStatus::INVALID_REGISTER_VALUE);
+    }
+    Ok(())
+}

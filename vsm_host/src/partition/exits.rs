@@ -1,0 +1,243 @@
+//! What happens when a VP leaves its VTL.
+
+use super::Next;
+use super::Partition;
+use super::Processor;
+use super::Vp;
+use super::counters::Refused;
+use super::gpr;
+use super::msrs::Fault;
+use crate::cpuid;
+use crate::hypercall;
+use crate::hypercall::Outcome;
+use crate::log_text;
+use crate::svm::fetch;
+use crate::svm::fetch::Instruction;
+use crate::svm::vmcb::EventInjection;
+use crate::svm::vmcb::Exception;
+use crate::svm::vmcb::ExitCode;
+use crate::svm::vmcb::IoInfo;
+use boot_events::HOST_VTL2_CRASH_PREFIX;
+use core::fmt;
+use vsm_host_defs::ExitReason;
+
+/// Bit of EXITINFO1 of a nested page fault: it was a write.
+const NPF_WRITE: u64 = 1 << 1;
+/// It was an instruction fetch.
+const NPF_FETCH: u64 = 1 << 4;
+
+const LOW_32: u64 = 0xffff_ffff;
+
+impl Partition {
+    /// Handles the exit that the VP's block describes.
+    pub fn handle_exit(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
+        let control = &mut vp.vmcb_mut().control;
+        // An event whose delivery the exit interrupted is delivered again.
+        let interrupted = EventInjection::from(control.exit_interrupt_info);
+        control.event_injection = if interrupted.valid() {
+            interrupted
+        } else {
+            EventInjection::new()
+        };
+        control.tlb_control = 0;
+        let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
+        match code {
+            ExitCode::CPUID => self.instruction(vp, processor, Instruction::Cpuid, |vp| {
+                self.cpuid(vp, processor);
+                Ok(Next::Resume)
+            }),
+            ExitCode::MSR if info1 & 1 == 0 => {
+                self.instruction(vp, processor, Instruction::Rdmsr, |vp| {
+                    let msr = vp.gprs[gpr::RCX] as u32;
+                    let value = self
+                        .read_msr(vp, processor, msr)
+                        .map_err(general_protection)?;
+                    vp.vmcb_mut().save.rax = value & LOW_32;
+                    vp.gprs[gpr::RDX] = value >> 32;
+                    Ok(Next::Resume)
+                })
+            }
+            ExitCode::MSR => self.instruction(vp, processor, Instruction::Wrmsr, |vp| {
+                let msr = vp.gprs[gpr::RCX] as u32;
+                let value = vp.gprs[gpr::RDX] << 32 | vp.vmcb().save.rax & LOW_32;
+                self.write_msr(vp, processor, msr, value)
+                    .map_err(general_protection)
+            }),
+            ExitCode::VMMCALL => {
+                self.instruction(
+                    vp,
+                    processor,
+                    Instruction::Vmmcall,
+                    |vp| match hypercall::handle(self, vp, processor) {
+                        Outcome::Done(result) => {
+                            vp.vmcb_mut().save.rax = result.into();
+                            Ok(Next::Resume)
+                        }
+                        Outcome::Fault(exception) => Err(exception),
+                        Outcome::End(reason) => Ok(Next::End(reason)),
+                    },
+                )
+            }
+            ExitCode::IOIO => {
+                self.port(vp, info1.into(), info2);
+                Next::Resume
+            }
+            // The host's own instructions do not exist for a VTL.
+            ExitCode::VMRUN
+            | ExitCode::VMLOAD
+            | ExitCode::VMSAVE
+            | ExitCode::STGI
+            | ExitCode::CLGI
+            | ExitCode::SKINIT
+            | ExitCode::INVLPGA
+            | ExitCode::XSETBV => {
+                self.counters.count(Refused::Instruction(code.0));
+                vp.vmcb_mut().inject(Exception::InvalidOpcode);
+                Next::Resume
+            }
+            ExitCode::NPF => {
+                let access = match info1 {
+                    info if info & NPF_FETCH != 0 => "fetches from",
+                    info if info & NPF_WRITE != 0 => "writes to",
+                    _ => "reads from",
+                };
+                self.crashed(
+                    vp,
+                    processor,
+                    format_args!("{access} GPA {info2:#x}, which it does not have"),
+                )
+            }
+            ExitCode::SHUTDOWN => self.crashed(vp, processor, format_args!("triple fault")),
+            ExitCode::INIT => self.crashed(vp, processor, format_args!("INIT from another VP")),
+            ExitCode::INVALID => self.crashed(
+                vp,
+                processor,
+                format_args!("the processor does not accept its registers"),
+            ),
+            other => {
+                processor.log(format_args!(
+                    "host error: VP {} exits with {other:x?} ({info1:#x}, {info2:#x}), expected an \
+                     intercepted event",
+                    vp.index
+                ));
+                Next::End(ExitReason::HostError)
+            }
+        }
+    }
+
+    /// Emulates an instruction if it is the one that the VP stands at, and goes on behind
+    /// it or with an exception.
+    fn instruction(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        instruction: Instruction,
+        emulate: impl FnOnce(&mut Vp) -> Result<Next, Exception>,
+    ) -> Next {
+        let memory = self.memory(vp.vtl, processor);
+        let Some(next_rip) = fetch::next_rip(&memory, &vp.vmcb().save, instruction) else {
+            vp.vmcb_mut().inject(Exception::InvalidOpcode);
+            return Next::Resume;
+        };
+        match emulate(vp) {
+            Ok(next) => {
+                vp.vmcb_mut().advance(next_rip);
+                next
+            }
+            Err(exception) => {
+                vp.vmcb_mut().inject(exception);
+                Next::Resume
+            }
+        }
+    }
+
+    fn cpuid(&self, vp: &mut Vp, processor: &impl Processor) {
+        let leaf = vp.vmcb().save.rax as u32;
+        let subleaf = vp.gprs[gpr::RCX] as u32;
+        let native = processor.cpuid(leaf, subleaf);
+        let [eax, ebx, ecx, edx] =
+            cpuid::answer(leaf, subleaf, native, self.vp_count()).map(u64::from);
+        vp.vmcb_mut().save.rax = eax;
+        vp.gprs[gpr::RBX] = ebx;
+        vp.gprs[gpr::RCX] = ecx;
+        vp.gprs[gpr::RDX] = edx;
+    }
+
+    /// A port of the host: nobody answers there.
+    fn port(&self, vp: &mut Vp, info: IoInfo, next_rip: u64) {
+        self.counters.count(Refused::Port(info.port()));
+        let vmcb = vp.vmcb_mut();
+        if info.string() {
+            // It would need access to memory; no driver does that with these ports.
+            vmcb.inject(Exception::GeneralProtection);
+            return;
+        }
+        if info.is_in() {
+            let ones = match (info.byte(), info.word()) {
+                (true, _) => 0xff,
+                (_, true) => 0xffff,
+                _ => LOW_32,
+            };
+            // A 32-bit result clears the upper half, a smaller one leaves it.
+            vmcb.save.rax = if ones == LOW_32 {
+                LOW_32
+            } else {
+                vmcb.save.rax | ones
+            };
+        }
+        vmcb.advance(next_rip);
+    }
+
+    /// The VTL cannot go on. Says why: what it reported itself, or else what `cause` is.
+    fn crashed(&self, vp: &Vp, processor: &impl Processor, cause: fmt::Arguments<'_>) -> Next {
+        let prefix = log_text(HOST_VTL2_CRASH_PREFIX);
+        // Another VP may be reporting right now; its report is logged in any case.
+        let report = self.shared.lock().crash.take();
+        match report {
+            Some(report) => processor.log(format_args!(
+                "{prefix}{} (VP {}: {cause})",
+                report.headline(),
+                vp.index
+            )),
+            None => processor.log(format_args!("{prefix}VP {}: {cause}", vp.index)),
+        }
+        log_registers(vp, processor);
+        Next::End(ExitReason::Vtl2Crash)
+    }
+}
+
+fn general_protection(_: Fault) -> Exception {
+    Exception::GeneralProtection
+}
+
+fn log_registers(vp: &Vp, processor: &impl Processor) {
+    let s = &vp.vmcb().save;
+    let g = &vp.gprs;
+    processor.log(format_args!(
+        "  rip {:#x} rsp {:#x} rflags {:#x} cpl {} {}",
+        s.rip, s.rsp, s.rflags, s.cpl, vp.vtl
+    ));
+    processor.log(format_args!(
+        "  rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x} rsi {:#x} rdi {:#x} rbp {:#x}",
+        s.rax, g[3], g[1], g[2], g[6], g[7], g[5]
+    ));
+    processor.log(format_args!(
+        "  r8 {:#x} r9 {:#x} r10 {:#x} r11 {:#x} r12 {:#x} r13 {:#x} r14 {:#x} r15 {:#x}",
+        g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15]
+    ));
+    processor.log(format_args!(
+        "  cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+        s.cr0, s.cr2, s.cr3, s.cr4, s.efer
+    ));
+    processor.log(format_args!(
+        "  cs {:#x} base {:#x} ss {:#x} gs {:#x} gdtr {:#x} idtr {:#x}/{:#x} tr {:#x}",
+        s.cs.selector,
+        s.cs.base,
+        s.ss.selector,
+        s.gs.base,
+        s.gdtr.base,
+        s.idtr.base,
+        s.idtr.limit,
+        s.tr.base
+    ));
+}

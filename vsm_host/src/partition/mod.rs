@@ -1,0 +1,352 @@
+//! The partition: its VPs, its VTLs, and what happens when a VP leaves its VTL.
+//!
+//! Each VP is in the hands of one CPU, which has it by `&mut`. What VPs share stands
+//! behind locks or is atomic. Nothing here touches the processor: [`Processor`] does,
+//! so that all of it is tested on the build machine.
+
+pub mod counters;
+pub mod crash;
+mod exits;
+pub mod mailbox;
+pub mod msrs;
+pub mod overlay;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::clock::Frequencies;
+use crate::clock::ReferenceTime;
+use crate::cpuid;
+use crate::guest_memory::GuestMemory;
+use crate::guest_memory::RamAccess;
+use crate::hypercall::check_vsm_config;
+use crate::platform::MemoryRange;
+use crate::svm::context::StartContext;
+use crate::svm::vmcb::Vmcb;
+use crate::vtl::VTL_COUNT;
+use crate::vtl::Vtl;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use counters::Counters;
+use crash::CrashReport;
+use hv_defs::hypercall::HvStatus;
+use hv_defs::msr::OverlayPage;
+use hv_defs::vsm::VsmPartitionConfig;
+use mailbox::Mailbox;
+use mailbox::Sleeper;
+use msrs::Mtrrs;
+use overlay::Overlay;
+use spin::Mutex;
+use vsm_host_defs::ExitReason;
+
+/// The processor that a VP runs on, and the machine around it.
+pub trait Processor: RamAccess {
+    /// CPUID.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> cpuid::Registers;
+    /// The time-stamp counter.
+    fn tsc(&self) -> u64;
+    /// Sends the NMI that wakes a parked CPU; returns when the CPU has it.
+    fn wake(&self, apic_id: u32);
+    /// Logs a line.
+    fn log(&self, text: fmt::Arguments<'_>);
+}
+
+/// What is to be done with the VP after an exit was handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It goes on.
+    Resume,
+    /// The machine ends.
+    End(ExitReason),
+}
+
+/// Number of a general-purpose register in instruction encodings.
+pub mod gpr {
+    /// Accumulator; while a VP does not run it is in the VMCB.
+    pub const RAX: usize = 0;
+    /// RCX.
+    pub const RCX: usize = 1;
+    /// RDX.
+    pub const RDX: usize = 2;
+    /// RBX.
+    pub const RBX: usize = 3;
+    /// R8.
+    pub const R8: usize = 8;
+}
+
+/// General-purpose registers; RAX and RSP are in the VMCB.
+pub type Gprs = [u64; 16];
+
+/// What a VTL of the partition has in memory.
+pub struct VtlMemory {
+    /// RAM that it may use, sorted and joined.
+    pub ram: Vec<MemoryRange>,
+    /// Root of its nested page table.
+    pub nested_cr3: u64,
+}
+
+/// What the partition is made of.
+pub struct Config {
+    /// APIC id of each VP.
+    pub apic_ids: Vec<u32>,
+    /// Memory of each VTL.
+    pub memory: [VtlMemory; VTL_COUNT],
+    /// Clocks.
+    pub frequencies: Frequencies,
+    /// TSC at which reference time is zero.
+    pub start_tsc: u64,
+    /// Physical addresses of the I/O and the MSR permission map.
+    pub iopm: u64,
+    /// See `iopm`.
+    pub msrpm: u64,
+}
+
+/// The partition.
+pub struct Partition {
+    config: Config,
+    time: ReferenceTime,
+    slots: Vec<VpSlot>,
+    shared: Mutex<Shared>,
+    /// What was refused.
+    pub counters: Counters,
+}
+
+/// What the VPs share.
+#[derive(Default)]
+struct Shared {
+    vtls: [SharedVtl; VTL_COUNT],
+    vsm_config: VsmPartitionConfig,
+    crash_parameters: [u64; crash::PARAMETERS],
+    crash: Option<CrashReport>,
+}
+
+/// What the VPs share of a VTL.
+#[derive(Default)]
+struct SharedVtl {
+    guest_os_id: u64,
+    hypercall: Overlay,
+    reference_tsc: Overlay,
+}
+
+/// What others may know of a VP and do to it.
+struct VpSlot {
+    apic_id: u32,
+    mailbox: Mailbox,
+    /// VTLs that are enabled on it, by index.
+    enabled: Mutex<[bool; VTL_COUNT]>,
+    /// Where it begins when its mailbox says that it is started.
+    start: Mutex<Option<(Vtl, StartContext)>>,
+}
+
+/// Why a VP cannot be enabled or started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VpStateError {
+    /// No such VP.
+    NoVp,
+    /// The VTL is enabled on it already.
+    AlreadyEnabled,
+    /// The VTL is not enabled on it.
+    NotEnabled,
+    /// It runs, or somebody else is starting it.
+    NotStopped,
+}
+
+impl Partition {
+    /// A partition whose VPs are stopped and have no VTL.
+    pub fn new(config: Config) -> Self {
+        let slots = config
+            .apic_ids
+            .iter()
+            .map(|&apic_id| VpSlot {
+                apic_id,
+                mailbox: Mailbox::new(),
+                enabled: Mutex::default(),
+                start: Mutex::default(),
+            })
+            .collect();
+        Self {
+            time: ReferenceTime::new(config.frequencies.tsc_hz, config.start_tsc),
+            config,
+            slots,
+            shared: Mutex::default(),
+            counters: Counters::new(),
+        }
+    }
+
+    /// Number of VPs.
+    pub fn vp_count(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// Index of the VP with this APIC id.
+    pub fn vp_index(&self, apic_id: u32) -> Option<u32> {
+        let index = self.slots.iter().position(|slot| slot.apic_id == apic_id)?;
+        Some(index as u32)
+    }
+
+    /// Reference time now, 100 ns units.
+    pub fn reference_time(&self, processor: &impl Processor) -> u64 {
+        self.time.at(processor.tsc())
+    }
+
+    /// Memory of a VTL.
+    pub fn memory<'a, P: Processor>(&'a self, vtl: Vtl, processor: &'a P) -> GuestMemory<'a, P> {
+        GuestMemory::new(processor, &self.config.memory[vtl.index()].ram)
+    }
+
+    /// VTLs that are enabled on a VP, as a bit set.
+    pub fn enabled_vtls(&self, vp: u32) -> u16 {
+        self.slots.get(vp as usize).map_or(0, |slot| {
+            let enabled = slot.enabled.lock();
+            (0..VTL_COUNT)
+                .filter(|vtl| enabled[*vtl])
+                .fold(0, |set, vtl| set | 1 << vtl)
+        })
+    }
+
+    /// How the host treats lower VTLs.
+    pub(crate) fn vsm_config(&self) -> VsmPartitionConfig {
+        self.shared.lock().vsm_config
+    }
+
+    /// Changes it, if the change is permitted.
+    pub(crate) fn set_vsm_config(&self, new: VsmPartitionConfig) -> Result<(), HvStatus> {
+        let config = &mut self.shared.lock().vsm_config;
+        check_vsm_config(*config, new)?;
+        *config = new;
+        Ok(())
+    }
+
+    /// Identity of a VTL's software.
+    pub(crate) fn guest_os_id(&self, vtl: Vtl) -> u64 {
+        self.shared.lock().vtls[vtl.index()].guest_os_id
+    }
+
+    /// Enables a VTL on a VP. Where it begins is said again when it is started.
+    pub fn enable_vp_vtl(&self, vp: u32, vtl: Vtl) -> Result<(), VpStateError> {
+        let slot = self.slots.get(vp as usize).ok_or(VpStateError::NoVp)?;
+        let enabled = &mut slot.enabled.lock()[vtl.index()];
+        if *enabled {
+            return Err(VpStateError::AlreadyEnabled);
+        }
+        *enabled = true;
+        Ok(())
+    }
+
+    /// Starts a VP in a VTL.
+    pub fn start_vp(
+        &self,
+        vp: u32,
+        vtl: Vtl,
+        context: StartContext,
+        processor: &impl Processor,
+    ) -> Result<(), VpStateError> {
+        let slot = self.slots.get(vp as usize).ok_or(VpStateError::NoVp)?;
+        if !slot.enabled.lock()[vtl.index()] {
+            return Err(VpStateError::NotEnabled);
+        }
+        let started = slot.mailbox.start(
+            || *slot.start.lock() = Some((vtl, context)),
+            || processor.wake(slot.apic_id),
+        );
+        if started {
+            Ok(())
+        } else {
+            Err(VpStateError::NotStopped)
+        }
+    }
+
+    /// Waits until somebody starts a VP; for the CPU that the VP belongs to.
+    pub fn wait_for_start(&self, vp: &mut Vp, sleeper: &mut impl Sleeper) {
+        let slot = &self.slots[vp.index as usize];
+        loop {
+            slot.mailbox.wait(sleeper);
+            if let Some((vtl, context)) = slot.start.lock().take() {
+                vp.begin(vtl, &context);
+                return;
+            }
+        }
+    }
+}
+
+/// A virtual processor.
+pub struct Vp {
+    /// Its index.
+    pub index: u32,
+    /// General-purpose registers, which all VTLs share.
+    pub gprs: Gprs,
+    /// The VTL that it is in.
+    pub vtl: Vtl,
+    /// Its state in each VTL.
+    pub vtls: [VpVtl; VTL_COUNT],
+    mtrrs: Mtrrs,
+}
+
+/// State of a VP in a VTL.
+pub struct VpVtl {
+    /// Registers and controls.
+    pub vmcb: Box<Vmcb>,
+    /// VP assist page.
+    assist: OverlayPage,
+    /// Register page.
+    register_page: OverlayPage,
+    tsc_invariant_control: u64,
+}
+
+impl VpVtl {
+    /// Where the VP assist page is.
+    pub(crate) fn assist(&self) -> OverlayPage {
+        self.assist
+    }
+
+    /// Where the register page is.
+    pub(crate) fn register_page(&self) -> OverlayPage {
+        self.register_page
+    }
+
+    /// Moves the register page, which has been checked.
+    pub(crate) fn set_register_page(&mut self, register: OverlayPage) {
+        self.register_page = register;
+    }
+}
+
+impl Vp {
+    /// A VP that has not begun.
+    pub fn new(partition: &Partition, index: u32) -> Self {
+        let config = &partition.config;
+        Self {
+            index,
+            gprs: [0; 16],
+            vtl: Vtl::PARAVISOR,
+            vtls: core::array::from_fn(|vtl| VpVtl {
+                vmcb: Box::new(Vmcb::new(
+                    config.memory[vtl].nested_cr3,
+                    config.iopm,
+                    config.msrpm,
+                    // ASID 0 is the host's.
+                    vtl as u32 + 1,
+                )),
+                assist: OverlayPage::new(),
+                register_page: OverlayPage::new(),
+                tsc_invariant_control: 0,
+            }),
+            mtrrs: Mtrrs::default(),
+        }
+    }
+
+    /// The block of the VTL that the VP is in.
+    pub fn vmcb(&self) -> &Vmcb {
+        &self.vtls[self.vtl.index()].vmcb
+    }
+
+    /// See [`Self::vmcb`].
+    pub fn vmcb_mut(&mut self) -> &mut Vmcb {
+        &mut self.vtls[self.vtl.index()].vmcb
+    }
+
+    fn begin(&mut self, vtl: Vtl, context: &StartContext) {
+        self.vtl = vtl;
+        self.gprs = context.gprs;
+        context.apply(self.vmcb_mut());
+    }
+}

@@ -1,0 +1,303 @@
+//! Model-specific registers of a VTL.
+//!
+//! What the permission map lets through never gets here. The rest is either answered
+//! below or does not exist (#GP): there is no way to the processor's own registers, so
+//! VM_HSAVE_PA, VM_CR, EFER.SVME, SMM and microcode stay the host's.
+
+use super::Next;
+use super::Partition;
+use super::Processor;
+use super::Vp;
+use super::counters::Refused;
+use super::crash;
+use super::crash::CrashReport;
+use super::overlay;
+use crate::svm::context::CR0_PG;
+use crate::svm::context::EFER_GUEST;
+use crate::svm::context::EFER_LMA;
+use crate::svm::context::EFER_LME;
+use crate::svm::context::EFER_SVME;
+use crate::vtl::Vtl;
+use hv_defs::msr::*;
+use vsm_host_defs::ExitReason;
+
+const APIC_BASE: u32 = 0x1b;
+const PATCH_LEVEL: u32 = 0x8b;
+const MTRR_CAP: u32 = 0xfe;
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
+const DEBUG_CTL: u32 = 0x1d9;
+const MTRR_VARIABLE_FIRST: u32 = 0x200;
+const MTRR_VARIABLE_LAST: u32 = 0x20f;
+const MTRR_FIXED: [u32; 11] = [
+    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+];
+const MTRR_DEF_TYPE: u32 = 0x2ff;
+const EFER: u32 = 0xc000_0080;
+const SYSCFG: u32 = 0xc001_0010;
+const HWCR: u32 = 0xc001_0015;
+
+/// The local APIC is where it always is, on, in xAPIC mode.
+const APIC_BASE_VALUE: u64 = 0xfee0_0000 | 1 << 11;
+const APIC_BASE_BSP: u64 = 1 << 8;
+
+/// #GP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault;
+
+/// Memory type range registers. The VTL's own copy: with nested paging its PAT decides
+/// (the host maps all as write-back), so they say what the firmware of a PC says and
+/// nothing follows from a change.
+pub struct Mtrrs {
+    def_type: u64,
+    fixed: [u64; MTRR_FIXED.len()],
+    variable: [u64; VARIABLE_MTRRS],
+}
+
+/// Eight pairs of base and mask.
+const VARIABLE_MTRRS: usize = (MTRR_VARIABLE_LAST - MTRR_VARIABLE_FIRST + 1) as usize;
+/// Write-combining, fixed ranges, eight variable ranges.
+const MTRR_CAP_VALUE: u64 = 1 << 10 | 1 << 8 | (VARIABLE_MTRRS as u64 / 2);
+const MTRR_DEF_TYPE_DEFINED: u64 = 0xcff;
+
+impl Default for Mtrrs {
+    fn default() -> Self {
+        const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
+        const ENABLED_WRITE_BACK: u64 = 0xc06;
+        let mut fixed = [WRITE_BACK; MTRR_FIXED.len()];
+        fixed[2] = 0; // 0xa0000 to 0xbffff
+        let mut variable = [0; VARIABLE_MTRRS];
+        // The last GiB below 4 GiB is devices: uncached, valid.
+        variable[0] = 0xc000_0000;
+        variable[1] = 0xff_c000_0800;
+        Self {
+            def_type: ENABLED_WRITE_BACK,
+            fixed,
+            variable,
+        }
+    }
+}
+
+impl Mtrrs {
+    fn register(&mut self, msr: u32) -> Option<&mut u64> {
+        match msr {
+            MTRR_DEF_TYPE => Some(&mut self.def_type),
+            MTRR_VARIABLE_FIRST..=MTRR_VARIABLE_LAST => {
+                self.variable.get_mut((msr - MTRR_VARIABLE_FIRST) as usize)
+            }
+            _ => {
+                let index = MTRR_FIXED.iter().position(|fixed| *fixed == msr)?;
+                Some(&mut self.fixed[index])
+            }
+        }
+    }
+}
+
+impl Partition {
+    /// RDMSR.
+    pub fn read_msr(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        msr: u32,
+    ) -> Result<u64, Fault> {
+        let vtl = vp.vtl.index();
+        let value = match msr {
+            EFER => vp.vmcb().save.efer & !EFER_SVME,
+            APIC_BASE => apic_base(vp),
+            MTRR_CAP => MTRR_CAP_VALUE,
+            // No microcode, no machine checks, no special features.
+            PATCH_LEVEL | MCG_CAP | MCG_STATUS | DEBUG_CTL | SYSCFG | HWCR => 0,
+            HV_X64_MSR_GUEST_OS_ID => self.shared.lock().vtls[vtl].guest_os_id,
+            HV_X64_MSR_HYPERCALL => self.shared.lock().vtls[vtl].hypercall.register().into(),
+            HV_X64_MSR_REFERENCE_TSC => {
+                let shared = self.shared.lock();
+                shared.vtls[vtl].reference_tsc.register().into()
+            }
+            HV_X64_MSR_VP_INDEX => vp.index.into(),
+            HV_X64_MSR_RESET => 0,
+            HV_X64_MSR_TIME_REF_COUNT => self.reference_time(processor),
+            HV_X64_MSR_TSC_FREQUENCY => self.config.frequencies.tsc_hz,
+            HV_X64_MSR_APIC_FREQUENCY => self.config.frequencies.lapic_hz,
+            HV_X64_MSR_VP_ASSIST_PAGE => vp.vtls[vtl].assist.into(),
+            HV_X64_MSR_TSC_INVARIANT_CONTROL => vp.vtls[vtl].tsc_invariant_control,
+            HV_X64_MSR_CRASH_P0..=HV_X64_MSR_CRASH_P4 => {
+                self.shared.lock().crash_parameters[(msr - HV_X64_MSR_CRASH_P0) as usize]
+            }
+            HV_X64_MSR_CRASH_CTL => crash::SUPPORTED.into(),
+            _ => match vp.mtrrs.register(msr) {
+                Some(value) => *value,
+                None => {
+                    self.counters.count(Refused::MsrRead(msr));
+                    return Err(Fault);
+                }
+            },
+        };
+        Ok(value)
+    }
+
+    /// WRMSR.
+    pub fn write_msr(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        msr: u32,
+        value: u64,
+    ) -> Result<Next, Fault> {
+        let result = self.try_write_msr(vp, processor, msr, value);
+        if result.is_err() {
+            self.counters.count(Refused::MsrWrite(msr));
+        }
+        result
+    }
+
+    fn try_write_msr(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        msr: u32,
+        value: u64,
+    ) -> Result<Next, Fault> {
+        let vtl = vp.vtl;
+        match msr {
+            EFER => write_efer(vp, value)?,
+            APIC_BASE => must(value == apic_base(vp))?,
+            MCG_STATUS | DEBUG_CTL | PATCH_LEVEL => must(value == 0)?,
+            MTRR_DEF_TYPE if value & !MTRR_DEF_TYPE_DEFINED != 0 => return Err(Fault),
+            HV_X64_MSR_GUEST_OS_ID => self.set_guest_os_id(vtl, processor, value)?,
+            HV_X64_MSR_HYPERCALL => self.set_hypercall_page(vtl, processor, value.into())?,
+            HV_X64_MSR_REFERENCE_TSC => {
+                let page = overlay::reference_tsc_page(&self.time);
+                self.shared.lock().vtls[vtl.index()]
+                    .reference_tsc
+                    .set(value.into(), &self.memory(vtl, processor), &page)
+                    .map_err(|_| Fault)?;
+            }
+            HV_X64_MSR_RESET => {
+                must(value & !1 == 0)?;
+                if value == 1 {
+                    processor.log(format_args!("VTL2 resets the machine"));
+                    return Ok(Next::End(ExitReason::Reset));
+                }
+            }
+            HV_X64_MSR_VP_ASSIST_PAGE => self.set_assist_page(vp, processor, value.into())?,
+            HV_X64_MSR_TSC_INVARIANT_CONTROL => {
+                must(value & !1 == 0)?;
+                vp.vtls[vtl.index()].tsc_invariant_control = value;
+            }
+            HV_X64_MSR_CRASH_P0..=HV_X64_MSR_CRASH_P4 => {
+                self.set_crash_parameter((msr - HV_X64_MSR_CRASH_P0) as usize, value);
+            }
+            HV_X64_MSR_CRASH_CTL => self.report_crash(vtl, processor, value.into()),
+            _ => *vp.mtrrs.register(msr).ok_or(Fault)? = value,
+        }
+        Ok(Next::Resume)
+    }
+
+    /// Sets the identity of a VTL's software. Without one there is no hypercall page.
+    pub(crate) fn set_guest_os_id(
+        &self,
+        vtl: Vtl,
+        processor: &impl Processor,
+        value: u64,
+    ) -> Result<(), Fault> {
+        let mut shared = self.shared.lock();
+        let state = &mut shared.vtls[vtl.index()];
+        if value == 0 {
+            let off = state.hypercall.register().with_enabled(false);
+            state
+                .hypercall
+                .set(off, &self.memory(vtl, processor), &[0; 4096])
+                .map_err(|_| Fault)?;
+        }
+        state.guest_os_id = value;
+        Ok(())
+    }
+
+    fn set_hypercall_page(
+        &self,
+        vtl: Vtl,
+        processor: &impl Processor,
+        mut register: OverlayPage,
+    ) -> Result<(), Fault> {
+        let mut shared = self.shared.lock();
+        let state = &mut shared.vtls[vtl.index()];
+        if state.hypercall.register().locked() {
+            return Ok(());
+        }
+        if state.guest_os_id == 0 {
+            register.set_enabled(false);
+        }
+        state
+            .hypercall
+            .set(
+                register,
+                &self.memory(vtl, processor),
+                &overlay::hypercall_page(),
+            )
+            .map_err(|_| Fault)
+    }
+
+    /// Sets the VP assist page of the VTL that a VP is in.
+    pub(crate) fn set_assist_page(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        register: OverlayPage,
+    ) -> Result<(), Fault> {
+        if register.enabled() {
+            self.memory(vp.vtl, processor)
+                .check_page(register.page_number())
+                .map_err(|_| Fault)?;
+        }
+        vp.vtls[vp.vtl.index()].assist = register;
+        Ok(())
+    }
+
+    /// Sets P0 to P4; others do not exist and are ignored.
+    pub(crate) fn set_crash_parameter(&self, index: usize, value: u64) {
+        if let Some(parameter) = self.shared.lock().crash_parameters.get_mut(index) {
+            *parameter = value;
+        }
+    }
+
+    /// P0 to P4.
+    pub(crate) fn crash_parameter(&self, index: usize) -> u64 {
+        let shared = self.shared.lock();
+        shared.crash_parameters.get(index).copied().unwrap_or(0)
+    }
+
+    /// Takes over and logs what a VTL says about its end. The machine goes on: the VTL may
+    /// have more to do, and ends by a triple fault.
+    pub(crate) fn report_crash(&self, vtl: Vtl, processor: &impl Processor, control: CrashControl) {
+        let parameters = self.shared.lock().crash_parameters;
+        let Some(report) = CrashReport::take(parameters, control, &self.memory(vtl, processor))
+        else {
+            return;
+        };
+        processor.log(format_args!("{vtl} reports a crash: {report}"));
+        for line in report.text.lines() {
+            processor.log(format_args!("  | {line}"));
+        }
+        self.shared.lock().crash = Some(report);
+    }
+}
+
+fn must(condition: bool) -> Result<(), Fault> {
+    if condition { Ok(()) } else { Err(Fault) }
+}
+
+fn apic_base(vp: &Vp) -> u64 {
+    // The processor thinks that the parked CPU is the first one.
+    let bsp = if vp.index == 0 { APIC_BASE_BSP } else { 0 };
+    APIC_BASE_VALUE | bsp
+}
+
+fn write_efer(vp: &mut Vp, value: u64) -> Result<(), Fault> {
+    let save = &mut vp.vmcb_mut().save;
+    must(value & !EFER_GUEST == 0)?;
+    must(save.cr0 & CR0_PG == 0 || (value ^ save.efer) & EFER_LME == 0)?;
+    // LMA follows from LME and CR0.PG; what is written there does not count.
+    save.efer = value & !EFER_LMA | save.efer & EFER_LMA | EFER_SVME;
+    Ok(())
+}

@@ -1,0 +1,328 @@
+//! Initial contexts: from the TLFS (or an IGVM file) into a VMCB.
+//!
+//! A context comes from VTL2 or from the image. VMRUN refuses some bad values and
+//! misbehaves with others, so everything is checked here, with a reason that can be shown.
+
+use super::vmcb::Segment;
+use super::vmcb::Vmcb;
+use crate::partition::Gprs;
+use crate::partition::gpr;
+use hv_defs::vp_context::HvInitialVpContext;
+use hv_defs::vp_context::HvX64TableRegister;
+use thiserror::Error;
+use zerocopy::FromZeros;
+
+/// EFER.SCE.
+pub const EFER_SCE: u64 = 1 << 0;
+/// EFER.LME.
+pub const EFER_LME: u64 = 1 << 8;
+/// EFER.LMA.
+pub const EFER_LMA: u64 = 1 << 10;
+/// EFER.NXE.
+pub const EFER_NXE: u64 = 1 << 11;
+/// EFER.SVME: the host's own, VTLs neither see nor set it.
+pub const EFER_SVME: u64 = 1 << 12;
+/// EFER.FFXSR.
+pub const EFER_FFXSR: u64 = 1 << 14;
+
+/// What a VTL may set in EFER.
+pub const EFER_GUEST: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_FFXSR;
+
+/// CR0.PE.
+pub const CR0_PE: u64 = 1 << 0;
+/// CR0.NW.
+const CR0_NW: u64 = 1 << 29;
+/// CR0.CD.
+const CR0_CD: u64 = 1 << 30;
+/// CR0.PG.
+pub const CR0_PG: u64 = 1 << 31;
+/// CR4.PAE.
+pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.LA57.
+pub const CR4_LA57: u64 = 1 << 12;
+
+/// CR0: PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG.
+const CR0_DEFINED: u64 = 0xe005_003f;
+/// CR4: VME to OSXMMEXCPT, UMIP, LA57, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE.
+const CR4_DEFINED: u64 = 0x0077_1fff;
+/// RFLAGS: all defined bits up to ID, except VM, in which no context can begin.
+const RFLAGS_DEFINED: u64 = 0x003d_7fd7;
+const RFLAGS_ALWAYS_ONE: u64 = 1 << 1;
+
+const DR6_AT_RESET: u64 = 0xffff_0ff0;
+const DR7_AT_RESET: u64 = 0x400;
+/// IA32_PAT after reset.
+pub const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// A context that no VP can begin in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ContextError {
+    /// Bits that are reserved or not for a VTL.
+    #[error("{register} is {value:#x}: bits {wrong:#x} are set, expected 0")]
+    Reserved {
+        /// Which register.
+        register: &'static str,
+        /// Its value.
+        value: u64,
+        /// The offending bits.
+        wrong: u64,
+    },
+    /// An address that is not canonical.
+    #[error("{register} is {value:#x}, expected a canonical address")]
+    NotCanonical {
+        /// Which register.
+        register: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// Registers that contradict one another.
+    #[error("CR0 {cr0:#x}, CR4 {cr4:#x}, EFER {efer:#x}, CS attributes {cs:#x}: {expected}")]
+    Mode {
+        /// CR0.
+        cr0: u64,
+        /// CR4.
+        cr4: u64,
+        /// EFER.
+        efer: u64,
+        /// Attributes of CS in the form of the TLFS.
+        cs: u16,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A memory type that does not exist.
+    #[error("PAT is {value:#x}, expected memory types 0, 1, 4, 5, 6 or 7 in every byte")]
+    Pat {
+        /// Its value.
+        value: u64,
+    },
+}
+
+/// Where a VP begins: a checked context, and the general-purpose registers that are in
+/// no VMCB (of which an IGVM file sets some).
+#[derive(Debug, Clone)]
+pub struct StartContext {
+    registers: HvInitialVpContext,
+    /// General-purpose registers by their number; RSP is in the context.
+    pub gprs: Gprs,
+    /// CR2.
+    pub cr2: u64,
+}
+
+impl StartContext {
+    /// Checks a context.
+    pub fn new(registers: HvInitialVpContext) -> Result<Self, ContextError> {
+        let r = &registers;
+        for (register, value, defined) in [
+            ("CR0", r.cr0, CR0_DEFINED),
+            ("CR3", r.cr3, CR3_DEFINED),
+            ("CR4", r.cr4, CR4_DEFINED),
+            ("EFER", r.efer, EFER_GUEST),
+            ("RFLAGS", r.rflags, RFLAGS_DEFINED | RFLAGS_ALWAYS_ONE),
+        ] {
+            let wrong = value & !defined;
+            if wrong != 0 {
+                return Err(ContextError::Reserved {
+                    register,
+                    value,
+                    wrong,
+                });
+            }
+        }
+        for (register, value) in [
+            ("RIP", r.rip),
+            ("FS base", r.fs.base),
+            ("GS base", r.gs.base),
+            ("LDTR base", r.ldtr.base),
+            ("TR base", r.tr.base),
+            ("GDTR base", r.gdtr.base),
+            ("IDTR base", r.idtr.base),
+        ] {
+            if !is_canonical(value) {
+                return Err(ContextError::NotCanonical { register, value });
+            }
+        }
+        check_mode(r)?;
+        if !is_valid_pat(r.msr_cr_pat) {
+            return Err(ContextError::Pat {
+                value: r.msr_cr_pat,
+            });
+        }
+        Ok(Self {
+            registers,
+            gprs: [0; 16],
+            cr2: 0,
+        })
+    }
+
+    /// Puts the context into a block.
+    pub fn apply(&self, vmcb: &mut Vmcb) {
+        let r = &self.registers;
+        let save = &mut vmcb.save;
+        save.zero();
+        save.cs = (&r.cs).into();
+        save.ds = (&r.ds).into();
+        save.es = (&r.es).into();
+        save.fs = (&r.fs).into();
+        save.gs = (&r.gs).into();
+        save.ss = (&r.ss).into();
+        save.tr = (&r.tr).into();
+        save.ldtr = (&r.ldtr).into();
+        save.gdtr = table(&r.gdtr);
+        save.idtr = table(&r.idtr);
+        // SVM keeps the privilege level apart; the TLFS has it in SS.
+        save.cpl = r.ss.attributes.dpl();
+        // VMRUN insists on SVME.
+        save.efer = r.efer | EFER_SVME;
+        save.cr0 = r.cr0;
+        save.cr3 = r.cr3;
+        save.cr4 = r.cr4;
+        save.rflags = r.rflags | RFLAGS_ALWAYS_ONE;
+        save.rip = r.rip;
+        save.rsp = r.rsp;
+        save.rax = self.gprs[gpr::RAX];
+        save.cr2 = self.cr2;
+        save.dr6 = DR6_AT_RESET;
+        save.dr7 = DR7_AT_RESET;
+        save.g_pat = r.msr_cr_pat;
+    }
+}
+
+/// No processor has more than 52 bits of physical address.
+const CR3_DEFINED: u64 = (1 << 52) - 1;
+
+fn table(register: &HvX64TableRegister) -> Segment {
+    Segment {
+        limit: register.limit.into(),
+        base: register.base,
+        ..Segment::new_zeroed()
+    }
+}
+
+fn check_mode(r: &HvInitialVpContext) -> Result<(), ContextError> {
+    let has = |value: u64, bit: u64| value & bit != 0;
+    let error = |expected| {
+        Err(ContextError::Mode {
+            cr0: r.cr0,
+            cr4: r.cr4,
+            efer: r.efer,
+            cs: r.cs.attributes.into_bits(),
+            expected,
+        })
+    };
+    if has(r.cr0, CR0_PG) && !has(r.cr0, CR0_PE) {
+        return error("expected CR0.PE with CR0.PG");
+    }
+    if has(r.cr0, CR0_NW) && !has(r.cr0, CR0_CD) {
+        return error("expected CR0.CD with CR0.NW");
+    }
+    let long_mode = has(r.efer, EFER_LME) && has(r.cr0, CR0_PG);
+    if has(r.efer, EFER_LMA) != long_mode {
+        return error("expected EFER.LMA exactly if EFER.LME and CR0.PG");
+    }
+    if long_mode && !has(r.cr4, CR4_PAE) {
+        return error("expected CR4.PAE in long mode");
+    }
+    if long_mode && r.cs.attributes.long() && r.cs.attributes.default() {
+        return error("expected CS.D clear with CS.L");
+    }
+    Ok(())
+}
+
+/// With 48-bit linear addresses.
+pub fn is_canonical(address: u64) -> bool {
+    ((address as i64) << 16) >> 16 == address as i64
+}
+
+/// Every byte is a memory type.
+pub fn is_valid_pat(pat: u64) -> bool {
+    pat.to_le_bytes()
+        .iter()
+        .all(|memory_type| matches!(memory_type, 0 | 1 | 4..=7))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use zerocopy::FromBytes;
+
+    /// What Linux asks for when it starts a CPU in VTL2.
+    pub(crate) fn linux_ap() -> HvInitialVpContext {
+        let mut context = HvInitialVpContext {
+            rip: 0xffff_ffff_8100_0000,
+            rsp: 0xffff_c900_0000_4000,
+            rflags: 2,
+            efer: 0xd01,
+            cr0: 0x8005_0033,
+            cr3: 0x0a00_0000,
+            cr4: 0x6f0,
+            msr_cr_pat: 0x0407_0506_0007_0106,
+            ..Default::default()
+        };
+        context.cs.selector = 0x10;
+        context.cs.limit = 0xffff_ffff;
+        context.cs.attributes = 0xa09b.into();
+        context.ss.attributes = 0xc093.into();
+        context.tr.attributes = 0x8b.into();
+        context.gdtr.limit = 0x7f;
+        context.gdtr.base = 0xffff_fe00_0000_1000;
+        context
+    }
+
+    #[test]
+    fn a_context_arrives_in_the_vmcb() {
+        let mut vmcb = Vmcb::new(0x1000, 0x2000, 0x3000, 1);
+        StartContext::new(linux_ap()).unwrap().apply(&mut vmcb);
+        assert_eq!(vmcb.save.cs.attributes, 0xa9b);
+        assert_eq!(vmcb.save.ss.attributes, 0xc93);
+        assert_eq!(vmcb.save.efer, 0xd01 | EFER_SVME);
+        assert_eq!(vmcb.save.gdtr.limit, 0x7f);
+        assert_eq!(vmcb.save.cpl, 0);
+        assert!(vmcb.is_64_bit());
+    }
+
+    #[test]
+    fn what_belongs_to_the_host_is_refused() {
+        let mut context = linux_ap();
+        context.efer |= EFER_SVME;
+        assert_eq!(
+            StartContext::new(context).unwrap_err(),
+            ContextError::Reserved {
+                register: "EFER",
+                value: 0x1d01,
+                wrong: EFER_SVME
+            }
+        );
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for change in [
+            (|c| c.rip = 1 << 60) as fn(&mut HvInitialVpContext),
+            |c| c.gdtr.base = 0x8000_0000_0000,
+            |c| c.cr0 &= !CR0_PE,
+            |c| c.cr4 = 0,
+            |c| c.efer &= !EFER_LMA,
+            |c| c.cs.attributes = 0xe09b.into(),
+            |c| c.msr_cr_pat = 2,
+            |c| c.cr3 = 1 << 52,
+            |c| c.rflags = 1 << 17,
+        ] {
+            let mut context = linux_ap();
+            change(&mut context);
+            assert!(StartContext::new(context).is_err(), "{context:x?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_accepted_or_refused(bytes: [[u8; 32]; 7]) {
+            let context = HvInitialVpContext::read_from_bytes(bytes.as_flattened()).unwrap();
+            if let Ok(context) = StartContext::new(context) {
+                let mut vmcb = Vmcb::new(0, 0, 0, 1);
+                context.apply(&mut vmcb);
+                prop_assert_ne!(vmcb.save.efer & EFER_SVME, 0);
+            }
+        }
+    }
+}

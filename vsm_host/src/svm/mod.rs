@@ -1,0 +1,8 @@
+//! AMD SVM: the structures that the processor reads, and what is decided from them.
+//!
+//! References are to the AMD64 Architecture Programmer's Manual, volume 2 ("APM").
+
+pub mod context;
+pub mod fetch;
+pub mod permissions;
+pub mod vmcb;

@@ -1,0 +1,196 @@
+//! Virtual trust levels: which there are, and what memory each of them sees.
+
+use crate::clock::HPET_BASE;
+use crate::clock::HPET_SIZE;
+use crate::platform::MemoryRange;
+use crate::platform::normalize;
+use crate::platform::subtract;
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+use page_table::Attributes;
+use page_table::Config;
+use page_table::LeafSize;
+use page_table::PageTable;
+use page_table::Region;
+use page_table::build_identity_map;
+use page_table::tables_needed;
+use vsm_host_defs::HOST_MEMORY_BASE;
+use vsm_host_defs::HOST_MEMORY_SIZE;
+use zerocopy::FromZeros;
+
+/// Arrays that are indexed by [`Vtl::index`] have this length.
+pub const VTL_COUNT: usize = 3;
+
+/// A VTL that the partition has: 0 (the guest) or 2 (the paravisor).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vtl(u8);
+
+impl Vtl {
+    /// The guest.
+    pub const GUEST: Self = Self(0);
+    /// The paravisor.
+    pub const PARAVISOR: Self = Self(2);
+    /// All VTLs of the partition.
+    pub const ALL: [Self; 2] = [Self::GUEST, Self::PARAVISOR];
+
+    /// The VTL with this number, if the partition has it.
+    pub fn new(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|vtl| vtl.0 == number)
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// Its place in an array.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for Vtl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VTL{}", self.0)
+    }
+}
+
+/// The memory that a VTL sees; by its nested page table and for the host's own checks.
+pub struct VtlSpace {
+    /// RAM, sorted and joined: what a hypercall may point to.
+    pub ram: Vec<MemoryRange>,
+    /// Root of the nested page table.
+    pub nested_cr3: u64,
+    /// Keeps the tables alive; the processor reads them.
+    _tables: Box<[PageTable]>,
+}
+
+/// What the machine has, as seen by the host.
+#[derive(Clone, Copy)]
+pub struct Machine<'a> {
+    /// All RAM but the host's.
+    pub ram: &'a [MemoryRange],
+    /// The part of it that is VTL2's alone.
+    pub vtl2_ram: MemoryRange,
+    /// First address that does not exist.
+    pub address_limit: u64,
+    /// Largest leaf of a nested page table.
+    pub max_leaf: LeafSize,
+}
+
+impl VtlSpace {
+    /// The space of `vtl`. `physical_address` tells where tables are in memory.
+    pub fn new(
+        vtl: Vtl,
+        machine: &Machine<'_>,
+        physical_address: impl FnOnce(&[PageTable]) -> u64,
+    ) -> Result<Self, page_table::Error> {
+        let (ram, mapped) = layout(vtl, machine);
+        let regions: Vec<Region> = mapped
+            .iter()
+            .map(|range| Region::new(range.start(), range.end(), Attributes::USER))
+            .collect();
+        let needed = tables_needed(&regions, machine.max_leaf)?;
+        let mut tables: Box<[PageTable]> = (0..needed).map(|_| PageTable::new_zeroed()).collect();
+        let address = physical_address(&tables);
+        let map = build_identity_map(
+            &mut tables,
+            address,
+            &regions,
+            Config::nested(machine.max_leaf),
+        )?;
+        Ok(Self {
+            ram,
+            nested_cr3: map.root,
+            _tables: tables,
+        })
+    }
+}
+
+/// RAM of a VTL, and all that is mapped for it. The paravisor sees the whole machine, its
+/// devices included, but neither the host nor the host's clock. The guest sees RAM that
+/// is nobody else's.
+fn layout(vtl: Vtl, machine: &Machine<'_>) -> (Vec<MemoryRange>, Vec<MemoryRange>) {
+    let host = MemoryRange::new(HOST_MEMORY_BASE, HOST_MEMORY_BASE + HOST_MEMORY_SIZE);
+    let mut ram = machine.ram.to_vec();
+    normalize(&mut ram);
+    subtract(&mut ram, host);
+    if vtl == Vtl::PARAVISOR {
+        let mut mapped = vec![MemoryRange::new(0, machine.address_limit)];
+        subtract(&mut mapped, host);
+        subtract(
+            &mut mapped,
+            MemoryRange::new(HPET_BASE, HPET_BASE + HPET_SIZE),
+        );
+        (ram, mapped)
+    } else {
+        subtract(&mut ram, machine.vtl2_ram);
+        (ram.clone(), ram)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+    const MIB: u64 = 1 << 20;
+
+    fn machine(ram: &[MemoryRange]) -> Machine<'_> {
+        Machine {
+            ram,
+            vtl2_ram: MemoryRange::new(128 * MIB, 192 * MIB),
+            address_limit: 1 << 40,
+            max_leaf: LeafSize::Size1G,
+        }
+    }
+
+    #[test]
+    fn no_vtl_sees_the_host() {
+        let ram = [
+            MemoryRange::new(0, 0xa0000),
+            MemoryRange::new(MIB, 2 * GIB),
+            MemoryRange::new(4 * GIB, 6 * GIB),
+        ];
+        let host = MemoryRange::new(HOST_MEMORY_BASE, HOST_MEMORY_BASE + HOST_MEMORY_SIZE);
+        for vtl in Vtl::ALL {
+            let (ram, mapped) = layout(vtl, &machine(&ram));
+            for range in ram.iter().chain(&mapped) {
+                assert!(!range.overlaps(host), "{vtl}: {range}");
+                assert!(!range.contains(HPET_BASE), "{vtl}: {range}");
+            }
+            assert!(ram.iter().all(|r| mapped.iter().any(|m| m.covers(*r))));
+        }
+    }
+
+    #[test]
+    fn the_guest_sees_neither_the_paravisor_nor_devices() {
+        let ram = [MemoryRange::new(0, 2 * GIB)];
+        let (_, mapped) = layout(Vtl::GUEST, &machine(&ram));
+        assert_eq!(
+            mapped,
+            [
+                MemoryRange::new(0, HOST_MEMORY_BASE),
+                MemoryRange::new(192 * MIB, 2 * GIB)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_tables_of_a_terabyte_are_few() {
+        let ram = [MemoryRange::new(0, 2 * GIB)];
+        let space = VtlSpace::new(Vtl::PARAVISOR, &machine(&ram), |_| HOST_MEMORY_BASE).unwrap();
+        // Root, two of the third level, and those that the two holes need.
+        assert!(space._tables.len() <= 7, "{}", space._tables.len());
+        assert_eq!(space.nested_cr3, HOST_MEMORY_BASE);
+    }
+
+    #[test]
+    fn only_two_vtls_exist() {
+        assert_eq!(Vtl::new(1), None);
+        assert_eq!(Vtl::new(2), Some(Vtl::PARAVISOR));
+        assert_eq!(Vtl::new(15), None);
+    }
+}
