@@ -2,6 +2,7 @@
 
 use crate::image::BuildError;
 use crate::manifest::ManifestError;
+use crate::view::{Image, ViewError};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -14,6 +15,14 @@ pub enum Error {
     /// Building.
     #[error("image cannot be built: {0}")]
     Build(#[from] BuildError),
+    /// A file that is no image these tools can show.
+    #[error("{}: {error}", path.display())]
+    View {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: Box<ViewError>,
+    },
     /// Reading of a file.
     #[error("{}: cannot be read: {error}", path.display())]
     Read {
@@ -45,5 +54,13 @@ pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), Error> {
     std::fs::write(path, contents).map_err(|error| Error::Write {
         path: path.to_owned(),
         error,
+    })
+}
+
+/// Reads an image.
+pub fn read_image(path: &Path) -> Result<Image, Error> {
+    Image::read(&read_file(path)?).map_err(|error| Error::View {
+        path: path.to_owned(),
+        error: Box::new(error),
     })
 }

@@ -30,11 +30,15 @@
 
 pub mod check;
 pub mod component;
+pub mod diff;
+pub mod dump;
 pub mod elf;
 pub mod error;
 pub mod image;
 pub mod layout;
 pub mod manifest;
+pub mod map;
+pub mod measure;
 pub mod registers;
 pub mod view;
 

@@ -5,10 +5,14 @@
 
 use clap::{Args, Parser, Subcommand};
 use igvm_builder::component::human_size;
-use igvm_builder::error::{read_file, write_file};
-use igvm_builder::{Error, Manifest, Resources, build};
+use igvm_builder::diff::diff;
+use igvm_builder::dump::{describe, hex};
+use igvm_builder::error::{read_file, read_image, write_file};
+use igvm_builder::measure::measure;
+use igvm_builder::{Error, Manifest, Resources, build, map};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,6 +31,29 @@ enum Command {
         igvm build --manifest igvm_builder/manifests/openhcl-x64-release.toml \\\n    \
         --kernel vmlinux --shim openhcl_boot --initrd initrd.cpio --out openhcl.igvm")]
     Build(BuildArgs),
+    /// Show what is in an image
+    #[command(after_help = "Examples:\n  \
+        igvm dump openhcl.igvm\n  \
+        igvm dump openhcl.igvm --json | jq '.components[].component'")]
+    Dump(FileArgs),
+    /// Tell how two images differ; exit code 1 if they do
+    #[command(after_help = "Examples:\n  \
+        igvm diff old.igvm new.igvm\n  \
+        igvm diff old.igvm new.igvm --json | jq '.[] | select(.kind == \"bytes\")'")]
+    Diff(DiffArgs),
+    /// Draw the memory layout of an image, as text or as a picture
+    #[command(after_help = "Examples:\n  \
+        igvm map openhcl.igvm\n  \
+        igvm map openhcl.igvm --svg layout.svg\n  \
+        igvm map openhcl.igvm --html layout.html")]
+    Map(MapArgs),
+    /// Compute the boot digest of an image
+    #[command(
+        after_help = "The digest covers every measured page with its address, the \
+        addresses of unmeasured pages, and the registers; not what the host fills in.\n\n\
+        Example:\n  igvm measure openhcl.igvm"
+    )]
+    Measure(FileArgs),
 }
 
 #[derive(Args)]
@@ -54,9 +81,45 @@ struct BuildArgs {
     json: bool,
 }
 
+#[derive(Args)]
+struct FileArgs {
+    /// The image
+    file: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct DiffArgs {
+    /// The first image
+    a: PathBuf,
+    /// The second image
+    b: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct MapArgs {
+    /// The image
+    file: PathBuf,
+    /// Write an SVG picture instead
+    #[arg(long, value_name = "OUT", conflicts_with = "html")]
+    svg: Option<PathBuf>,
+    /// Write an HTML page with picture and contents instead
+    #[arg(long, value_name = "OUT")]
+    html: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Build(args) => run_build(&args),
+        Command::Dump(args) => run_dump(&args),
+        Command::Diff(args) => run_diff(&args),
+        Command::Map(args) => run_map(&args),
+        Command::Measure(args) => run_measure(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("igvm: {error}");
@@ -92,21 +155,78 @@ fn run_build(args: &BuildArgs) -> Result<ExitCode, Error> {
             "memory_bytes": manifest.memory_size,
             "used_bytes": used,
         });
-        println!("{result:#}");
+        print(&format!("{result:#}\n"));
     } else {
-        println!(
-            "{}: {} ({} bytes), uses {} of {} VTL2 memory\nsha256 {sha256}",
+        print(&format!(
+            "{}: {} ({} bytes), uses {} of {} VTL2 memory\nsha256 {sha256}\n",
             args.out.display(),
             human_size(image.bytes.len() as u64),
             image.bytes.len(),
             human_size(used),
             human_size(manifest.memory_size),
-        );
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lower-case hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn run_dump(args: &FileArgs) -> Result<ExitCode, Error> {
+    let description = describe(&read_image(&args.file)?);
+    if args.json {
+        print(&format!("{:#}\n", json!(description)));
+    } else {
+        print(&description.to_string());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_diff(args: &DiffArgs) -> Result<ExitCode, Error> {
+    let differences = diff(&read_image(&args.a)?, &read_image(&args.b)?);
+    if args.json {
+        print(&format!("{:#}\n", json!(differences)));
+    } else if differences.is_empty() {
+        print("the images are identical\n");
+    } else {
+        let lines: String = differences.iter().map(|d| format!("{d}\n")).collect();
+        print(&lines);
+    }
+    Ok(ExitCode::from(u8::from(!differences.is_empty())))
+}
+
+fn run_map(args: &MapArgs) -> Result<ExitCode, Error> {
+    let description = describe(&read_image(&args.file)?);
+    if let Some(path) = &args.svg {
+        write_file(path, map::svg(&description).as_bytes())?;
+    } else if let Some(path) = &args.html {
+        write_file(path, map::html(&description).as_bytes())?;
+    } else {
+        print(&map::text(&description));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_measure(args: &FileArgs) -> Result<ExitCode, Error> {
+    let measurement = measure(&read_image(&args.file)?);
+    let digest = hex(&measurement.digest);
+    if args.json {
+        let result = json!({
+            "algorithm": "sha256",
+            "boot_digest": digest,
+            "measured_pages": measurement.measured_pages,
+            "unmeasured_pages": measurement.unmeasured_pages,
+            "registers": measurement.registers,
+        });
+        print(&format!("{result:#}\n"));
+    } else {
+        print(&format!(
+            "boot digest (sha256) {digest}\n{} measured pages, {} unmeasured pages, {} registers\n",
+            measurement.measured_pages, measurement.unmeasured_pages, measurement.registers
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints to the standard output. That its reader has gone (`igvm dump … | head`) is no
+/// error.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

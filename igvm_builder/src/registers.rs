@@ -2,7 +2,9 @@
 //! one register that leads to everything else.
 
 use crate::layout::Layout;
+use igvm::hv_defs::Vtl;
 use igvm::registers::{SegmentRegister, TableRegister, X86Register};
+use serde::Serialize;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::model_specific::EferFlags;
 use x86_64::structures::gdt::DescriptorFlags;
@@ -66,6 +68,42 @@ pub fn entry_state(layout: &Layout, shim_entry: u64) -> Vec<X86Register> {
         // Relative, so it stays true when the host relocates the image.
         X86Register::Rsi(layout.shim_params.start - layout.shim.start),
     ]
+}
+
+/// A register as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RegisterText {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// A register list as text, in its order.
+pub fn texts(registers: &[X86Register]) -> Vec<RegisterText> {
+    registers.iter().map(text).collect()
+}
+
+fn text(register: &X86Register) -> RegisterText {
+    use X86Register as R;
+    // The library knows the names only as those of its variants.
+    let debug = format!("{register:?}");
+    let name = debug.split('(').next().unwrap_or_default().to_owned();
+    let value = match register {
+        R::Gdtr(table) | R::Idtr(table) => {
+            format!("base {:#x} limit {:#x}", table.base, table.limit)
+        }
+        R::Ds(s) | R::Es(s) | R::Fs(s) | R::Gs(s) | R::Ss(s) | R::Cs(s) | R::Tr(s) => format!(
+            "selector {:#x} base {:#x} limit {:#x} attributes {:#x}",
+            s.selector, s.base, s.limit, s.attributes
+        ),
+        // All others are plain numbers. The VTL does not enter the value.
+        other => {
+            let raw = other.into_vbs_vp_context_reg(Vtl::Vtl0).register_value;
+            format!("{:#x}", u128::from_le_bytes(raw))
+        }
+    };
+    RegisterText { name, value }
 }
 
 /// The register contents that loading the selector of a [`GDT`] entry would give.
