@@ -332,7 +332,7 @@ mod tests {
             PartitionError::BootCpu { boot_cpu: 99 }
         );
         assert!(matches!(
-            error(|t| t.memory[1].0 = 127 * MIB),
+            error(|t| t.memory[1].0 = 100 * MIB),
             PartitionError::Overlap { what: "RAM", .. }
         ));
         assert!(matches!(

@@ -114,7 +114,9 @@ fn look_up(rows: &[Row], vps: u32, vtl2_mib: u64) -> u64 {
     let ratios = || {
         rows.iter()
             .filter(is_near)
-            .map(|r| r.vtl2_mib * RATIO_SCALE / r.pool_mib)
+            // Rounded up, so that the size of a row's own memory is not rounded above its
+            // pool.
+            .map(|r| (r.vtl2_mib * RATIO_SCALE).div_ceil(r.pool_mib))
     };
     let (Some(least), Some(most)) = (ratios().min(), ratios().max()) else {
         return 0;
