@@ -27,7 +27,6 @@ pub struct DeviceTreeError {
     /// Path of the node.
     pub node: String,
     /// The fault.
-    #[source]
     pub fault: Fault,
 }
 
@@ -35,12 +34,12 @@ pub struct DeviceTreeError {
 #[derive(Debug, Error)]
 pub enum Fault {
     /// The node or the property is not there, or cannot be read.
-    #[error("{name} cannot be read")]
+    #[error("{name} cannot be read: {cause}")]
     Read {
         /// The property, or `node`.
         name: String,
         /// What the system says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// More data than anything valid has.
     #[error("{name} has more than {max} {unit}")]
@@ -224,10 +223,10 @@ impl Node {
         parse_ranges(name, &self.required(name)?).map_err(|fault| self.error(fault))
     }
 
-    fn unreadable(&self, name: &str, source: io::Error) -> DeviceTreeError {
+    fn unreadable(&self, name: &str, cause: io::Error) -> DeviceTreeError {
         self.error(Fault::Read {
             name: name.to_owned(),
-            source,
+            cause,
         })
     }
 }
@@ -370,7 +369,7 @@ mod tests {
         let node = Node::root(directory.path()).child("cpu@1").unwrap();
         assert_eq!(
             node.u32("reg").unwrap_err().to_string(),
-            "device tree: /cpu@1: reg cannot be read"
+            "device tree: /cpu@1: reg cannot be read: entity not found"
         );
         std::fs::create_dir(directory.path().join("cpu@x")).unwrap();
         assert_eq!(

@@ -389,7 +389,7 @@ mod tests {
         let error = Topology::read(&Node::root(directory.path())).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "device tree: /openhcl: node cannot be read"
+            "device tree: /openhcl: node cannot be read: No such file or directory (os error 2)"
         );
     }
 

@@ -109,6 +109,7 @@ fn set_up(options: &Options, log: &KernelLog) {
         Ok(line) => modules::load_all(
             Path::new(modules::DIRECTORY),
             &String::from_utf8_lossy(&line),
+            modules::has_hypervisor(Path::new(modules::HYPERVISOR)),
             log,
         ),
         Err(error) => log.error(&format!("no module is loaded: /proc/cmdline: {error}")),

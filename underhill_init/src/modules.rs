@@ -4,6 +4,10 @@
 //! initrd expresses dependencies (`000-first.ko`, `001-second.ko`). The kernel knows its
 //! command line but gives a module nothing of it when userspace loads the module, so
 //! `module.parameter=value` words are passed on from here.
+//!
+//! A driver of the hypervisor takes for granted that the kernel found one, and brings
+//! the kernel down where it did not. So it is loaded only if the device tree names the
+//! hypervisor; the same image then boots far enough elsewhere to say what is missing.
 
 use crate::command_line;
 use kernel_log::KernelLog;
@@ -19,6 +23,15 @@ use thiserror::Error;
 
 /// Where the builder of the initrd puts modules.
 pub const DIRECTORY: &str = "/lib/modules";
+
+/// Node of the device tree that says which hypervisor there is.
+pub const HYPERVISOR: &str = "/proc/device-tree/hypervisor/compatible";
+
+/// What it says.
+const HYPER_V: &str = "microsoft,hyperv";
+
+/// Drivers of the hypervisor.
+const NEED_HYPERVISOR: [&str; 1] = ["mshv_vtl"];
 
 /// Extension of a module's file.
 const EXTENSION: &str = "ko";
@@ -58,6 +71,12 @@ pub enum ModuleError {
         /// What the kernel says.
         source: Errno,
     },
+    /// It would bring the kernel down.
+    #[error("module {module} is not loaded: {HYPERVISOR} does not say {HYPER_V}")]
+    NoHypervisor {
+        /// The module.
+        module: String,
+    },
     /// The directory cannot be listed.
     #[error("module directory {path} cannot be listed")]
     Directory {
@@ -70,13 +89,13 @@ pub enum ModuleError {
 
 /// Loads every module in `directory` and removes the files of those that are loaded:
 /// the initrd is RAM. A module that fails is reported and the next one is tried.
-pub fn load_all(directory: &Path, command_line: &str, log: &KernelLog) {
+pub fn load_all(directory: &Path, command_line: &str, hypervisor: bool, log: &KernelLog) {
     let paths = match module_files(directory) {
         Ok(paths) => paths,
         Err(error) => return log.error(&chain(&error)),
     };
     for path in paths {
-        match load(&path, command_line) {
+        match load(&path, command_line, hypervisor) {
             Ok(module) => {
                 log.info(&format!("module {module} loaded"));
                 if let Err(error) = std::fs::remove_file(&path) {
@@ -86,6 +105,16 @@ pub fn load_all(directory: &Path, command_line: &str, log: &KernelLog) {
             Err(error) => log.error(&chain(&error)),
         }
     }
+}
+
+/// True if the property `path` names the hypervisor whose drivers the image carries. A
+/// machine without the property has another one or none.
+pub fn has_hypervisor(path: &Path) -> bool {
+    std::fs::read(path).is_ok_and(|value| {
+        value
+            .split(|byte| *byte == 0)
+            .any(|name| name == HYPER_V.as_bytes())
+    })
 }
 
 /// The module files directly in `directory`, in the order in which they are loaded. A
@@ -111,7 +140,7 @@ fn module_files(directory: &Path) -> Result<Vec<PathBuf>, ModuleError> {
     Ok(paths)
 }
 
-fn load(path: &Path, command_line: &str) -> Result<String, ModuleError> {
+fn load(path: &Path, command_line: &str, hypervisor: bool) -> Result<String, ModuleError> {
     let module = path
         .file_name()
         .and_then(|name| name.to_str())
@@ -119,6 +148,9 @@ fn load(path: &Path, command_line: &str) -> Result<String, ModuleError> {
         .ok_or_else(|| ModuleError::Name {
             path: path.to_owned(),
         })?;
+    if !hypervisor && NEED_HYPERVISOR.contains(&module.as_str()) {
+        return Err(ModuleError::NoHypervisor { module });
+    }
     let parameters = parameters(&module, command_line);
     let Ok(text) = CString::new(parameters.as_str()) else {
         return Err(ModuleError::Parameters { module, parameters });
@@ -245,6 +277,30 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let paths = module_files(&directory.path().join("modules")).unwrap();
         assert!(paths.is_empty());
+    }
+
+    #[test]
+    fn a_driver_of_the_hypervisor_is_not_loaded_without_it() {
+        let error = load(Path::new("/lib/modules/000-mshv_vtl.ko"), "", false).unwrap_err();
+        assert!(matches!(error, ModuleError::NoHypervisor { .. }));
+        let error = load(Path::new("/no such directory/m.ko"), "", false).unwrap_err();
+        assert!(matches!(error, ModuleError::Open { .. }));
+    }
+
+    #[test]
+    fn the_hypervisor_is_known_by_its_name_in_the_device_tree() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("compatible");
+        assert!(!has_hypervisor(&path));
+        for (value, expected) in [
+            (&b"microsoft,hyperv\0"[..], true),
+            (b"some,other\0microsoft,hyperv\0", true),
+            (b"microsoft,hyperv-like\0", false),
+            (b"", false),
+        ] {
+            std::fs::write(&path, value).unwrap();
+            assert_eq!(has_hypervisor(&path), expected);
+        }
     }
 
     proptest! {
