@@ -1,0 +1,357 @@
+//! `cargo xtask test`: everything that must pass, in the order in which a failure is found
+//! soonest. A failed step does not hide the ones behind it.
+
+use crate::artifacts;
+use crate::artifacts::ImageProfile;
+use crate::artifacts::Prepared;
+use crate::build_igvm;
+use crate::cache::write_if_changed;
+use crate::cargo;
+use crate::cargo::ARM_TARGET;
+use crate::cargo::BARE_METAL_PACKAGES;
+use crate::cargo::BARE_METAL_TARGET;
+use crate::cargo::Workspace;
+use crate::fuzz;
+use crate::process;
+use crate::ui;
+use anyhow::Context;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask test           everything; this is what CI runs
+  cargo xtask test unit      only the steps whose name contains this
+  cargo xtask test --list    names of all steps";
+
+/// The version of mdBook that the Guide is built with.
+const MDBOOK: &str = "0.5.4";
+
+/// Arguments of this command.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Run only the steps whose name contains this.
+    step: Option<String>,
+    /// List the steps.
+    #[arg(long)]
+    list: bool,
+}
+
+/// Tests that a step has run, besides itself.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    passed: usize,
+    failed: usize,
+}
+
+type Work = fn(&Prepared, &Workspace) -> anyhow::Result<Counts>;
+
+const STEPS: [(&str, Work); 11] = [
+    ("format", format),
+    ("lint", lint),
+    ("lint-bare-metal", lint_bare_metal),
+    ("unit-tests", unit_tests),
+    ("arm-build", arm_build),
+    ("guide", guide),
+    ("image", image),
+    ("reproducible", reproducible),
+    ("dev-image", dev_image),
+    ("fuzz-smoke", fuzz_smoke),
+    ("vmm-tests", vmm_tests),
+];
+
+/// Runs the command.
+pub(crate) fn main(args: Args) -> anyhow::Result<()> {
+    if args.list {
+        for (name, _) in STEPS {
+            println!("{name}");
+        }
+        return Ok(());
+    }
+    let wanted = |name: &str| args.step.as_deref().is_none_or(|step| name.contains(step));
+    let steps: Vec<_> = STEPS.into_iter().filter(|(name, _)| wanted(name)).collect();
+    anyhow::ensure!(!steps.is_empty(), "no step of that name, see --list");
+
+    let prepared = artifacts::prepare()?;
+    let workspace = Workspace::current()?;
+    let mut total = Counts::default();
+    for (name, work) in steps {
+        let started = Instant::now();
+        let result = work(&prepared, &workspace);
+        let time = ui::time_text(started.elapsed());
+        let counts = match &result {
+            Ok(counts) => *counts,
+            // A failed step may have run tests that passed; its error says which did not.
+            Err(error) => error
+                .downcast_ref::<FailedTests>()
+                .map_or_else(Counts::default, |f| f.0),
+        };
+        total.passed += counts.passed;
+        total.failed += counts.failed;
+        let tests = match counts.passed {
+            0 => String::new(),
+            passed => format!(", {passed} tests"),
+        };
+        match result {
+            Ok(_) => {
+                total.passed += 1;
+                println!("ok      {name} ({time}{tests})");
+            }
+            Err(error) => {
+                total.failed += 1;
+                println!("FAILED  {name} ({time}{tests})\n{error:#}");
+            }
+        }
+    }
+    println!();
+    println!("{} passed, {} failed", total.passed, total.failed);
+    anyhow::ensure!(total.failed == 0, "tests failed");
+    Ok(())
+}
+
+/// Tests of a step failed: how many there were.
+#[derive(Debug)]
+struct FailedTests(Counts);
+
+impl std::fmt::Display for FailedTests {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed", self.0.passed, self.0.failed)
+    }
+}
+
+fn format(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    let mut command = cargo::cargo(&workspace.root);
+    command.args(["fmt", "--all", "--check"]);
+    run(prepared, "check the format", command)
+}
+
+fn lint(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    let mut command = cargo::cargo(&workspace.root);
+    command
+        .args(["clippy", "--locked", "--workspace", "--all-targets"])
+        .args(["--features", "vmm_tests/e2e", "--", "-Dwarnings"]);
+    run(prepared, "lint", command)
+}
+
+fn lint_bare_metal(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    for (target, packages) in [
+        (BARE_METAL_TARGET, &BARE_METAL_PACKAGES[..]),
+        (ARM_TARGET, &["openhcl_boot"]),
+    ] {
+        let mut command = cargo::cargo(&workspace.root);
+        command.args(["clippy", "--locked"]);
+        prepared.bare_metal.apply(&mut command, target);
+        for package in packages {
+            command.args(["--package", package, "--bin", package]);
+        }
+        command.args(["--", "-Dwarnings"]);
+        run(prepared, &format!("lint for {target}"), command)?;
+    }
+    Ok(Counts::default())
+}
+
+fn unit_tests(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    let mut command = cargo::cargo(&workspace.root);
+    command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
+    run_tests(prepared, "run the unit tests", command)
+}
+
+fn arm_build(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    let mut command = cargo::cargo(&workspace.root);
+    command.args(["build", "--locked", "--profile", "image"]);
+    prepared.bare_metal.apply(&mut command, ARM_TARGET);
+    command.args(["--package", "openhcl_boot", "--bin", "openhcl_boot"]);
+    run(prepared, "build the shim for Arm", command)
+}
+
+fn guide(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    let cache = &prepared.cache;
+    let directory = cache.get_or_build("mdbook", MDBOOK, |into| {
+        let mut command = cargo::cargo(&workspace.root);
+        command
+            .args(["install", "--locked", "--version", MDBOOK, "--root"])
+            .arg(into)
+            .args(["--no-track", "--no-default-features", "mdbook"])
+            // Not a part of this workspace, so not among its build results.
+            .env_remove("CARGO_TARGET_DIR");
+        ui::long_step(&format!("build mdBook {MDBOOK}"), 300, |step| {
+            process::run_logged(cache, "mdbook-install", step, &mut command).map(|_| ())
+        })
+    })?;
+    let mut command = Command::new(directory.join("bin/mdbook"));
+    command
+        .current_dir(&workspace.root)
+        .args(["build", "Guide", "--dest-dir"])
+        .arg(workspace.target.join("guide"));
+    run(prepared, "build the Guide", command)
+}
+
+fn image(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    artifacts::build(prepared, workspace, ImageProfile::Release, None)?;
+    Ok(Counts::default())
+}
+
+fn dev_image(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    artifacts::build(prepared, workspace, ImageProfile::Dev, None)?;
+    Ok(Counts::default())
+}
+
+/// Builds the image from a copy of the sources elsewhere; both must be the same bytes.
+fn reproducible(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    let base = workspace.output().join("elsewhere");
+    let other = Workspace {
+        root: base.join("a/copy/of/the/sources"),
+        target: base.join("target"),
+    };
+    copy_sources(&workspace.root, &other.root)?;
+    let here = artifacts::build(prepared, workspace, ImageProfile::Release, None)?;
+    let there = artifacts::build(prepared, &other, ImageProfile::Release, None)?;
+    for (here, there) in [
+        (&here.user_binary, &there.user_binary),
+        (&here.openhcl_boot, &there.openhcl_boot),
+        (&here.vsm_host, &there.vsm_host),
+        (&here.initrd, &there.initrd),
+        (&here.igvm, &there.igvm),
+    ] {
+        let (found, expected) = (build_igvm::sha256(there)?, build_igvm::sha256(here)?);
+        anyhow::ensure!(
+            found == expected,
+            "{} has SHA-256 {found}, expected {expected} as {}",
+            there.display(),
+            here.display()
+        );
+    }
+    Ok(Counts::default())
+}
+
+fn fuzz_smoke(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    let passed = fuzz::smoke(&prepared.cache, workspace)?;
+    Ok(Counts { passed, failed: 0 })
+}
+
+fn vmm_tests(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    // As a process of its own, so that its output can be kept and counted.
+    let mut command = Command::new(std::env::current_exe()?);
+    command.current_dir(&workspace.root).arg("vmm-tests");
+    run_tests(prepared, "run the end-to-end tests", command)
+}
+
+fn run(prepared: &Prepared, name: &str, mut command: Command) -> anyhow::Result<Counts> {
+    ui::step(name, |step| {
+        process::run_logged(&prepared.cache, &log_name(name), step, &mut command)
+    })?;
+    Ok(Counts::default())
+}
+
+/// Runs a command that prints results as Rust's test harness does.
+fn run_tests(prepared: &Prepared, name: &str, mut command: Command) -> anyhow::Result<Counts> {
+    let log = log_name(name);
+    let result = ui::step(name, |step| {
+        process::run_logged(&prepared.cache, &log, step, &mut command)
+    });
+    let path = match &result {
+        Ok(path) => path.clone(),
+        Err(_) => prepared.cache.new_log(&log)?,
+    };
+    let output = std::fs::read(&path).unwrap_or_default();
+    let counts = count_tests(&String::from_utf8_lossy(&output));
+    result.map_err(|error| error.context(FailedTests(counts)))?;
+    anyhow::ensure!(counts.passed > 0, "no test has run, see {}", path.display());
+    Ok(counts)
+}
+
+fn log_name(name: &str) -> String {
+    name.replace(' ', "-")
+}
+
+/// Adds up the lines `test result: ok. 12 passed; 0 failed; ...`.
+fn count_tests(output: &str) -> Counts {
+    let mut counts = Counts::default();
+    for line in output.lines().filter(|l| l.contains("test result: ")) {
+        let number_before = |word: &str| {
+            let words: Vec<_> = line.split([' ', ';']).filter(|w| !w.is_empty()).collect();
+            let at = words.iter().position(|w| *w == word);
+            at.and_then(|at| words.get(at.checked_sub(1)?)?.parse::<usize>().ok())
+        };
+        counts.passed += number_before("passed").unwrap_or(0);
+        counts.failed += number_before("failed").unwrap_or(0);
+    }
+    counts
+}
+
+/// Makes `to` hold the files of the checkout `from`. Unchanged files keep their times, so
+/// that cargo builds only what is new.
+fn copy_sources(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let list = process::capture(Command::new("git").current_dir(from).args([
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))
+    .context("listing the sources")?;
+    let mut expected = BTreeSet::new();
+    for name in list.split('\0').filter(|name| !name.is_empty()) {
+        // A file that is deleted but not committed is still listed.
+        if let Ok(bytes) = std::fs::read(from.join(name)) {
+            write_if_changed(&to.join(name), &bytes)?;
+            expected.insert(to.join(name));
+        }
+    }
+    remove_others(to, &expected)
+}
+
+fn remove_others(directory: &Path, expected: &BTreeSet<PathBuf>) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_others(&path, expected)?;
+        } else if !expected.contains(&path) {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_test_binaries_are_added_up() {
+        let output = "running 2 tests\n\
+            test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+            noise about passed; things\n\
+            test result: FAILED. 3 passed; 2 failed; 0 ignored; finished in 0.1s\n";
+        assert_eq!(
+            count_tests(output),
+            Counts {
+                passed: 15,
+                failed: 2
+            }
+        );
+    }
+
+    #[test]
+    fn a_copy_follows_changes_and_deletions() {
+        let from = tempfile::tempdir().unwrap();
+        let to = tempfile::tempdir().unwrap();
+        let git = |arguments: &[&str]| {
+            process::capture(Command::new("git").current_dir(from.path()).args(arguments)).unwrap()
+        };
+        git(&["init", "--quiet"]);
+        std::fs::create_dir(from.path().join("d")).unwrap();
+        std::fs::write(from.path().join("d/a"), "1").unwrap();
+        std::fs::write(from.path().join("b"), "1").unwrap();
+        copy_sources(from.path(), to.path()).unwrap();
+        std::fs::write(from.path().join("d/a"), "2").unwrap();
+        std::fs::remove_file(from.path().join("b")).unwrap();
+        copy_sources(from.path(), to.path()).unwrap();
+        assert_eq!(std::fs::read(to.path().join("d/a")).unwrap(), b"2");
+        assert!(!to.path().join("b").exists());
+    }
+}
