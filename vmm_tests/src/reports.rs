@@ -22,8 +22,12 @@ pub struct Topology {
 /// VTL2's use of memory.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Memory {
+    /// All of VTL2's RAM.
+    pub vtl2_bytes: u64,
     /// What the kernel manages.
     pub total_bytes: u64,
     /// What is free.
     pub free_bytes: u64,
+    /// All that is not free, what the kernel does not manage included.
+    pub footprint_bytes: u64,
 }

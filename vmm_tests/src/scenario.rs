@@ -2,6 +2,7 @@
 
 use crate::Artifacts;
 use crate::Image;
+use crate::Memory;
 use crate::Topology;
 use crate::artifacts::artifacts;
 use boot_events::Event;
@@ -163,6 +164,16 @@ impl TestVm {
             _ => None,
         });
         serde_json::from_str(&json).unwrap_or_else(|error| panic!("topology {json}: {error}"))
+    }
+
+    /// VTL2's use of memory as the paravisor reports it.
+    #[track_caller]
+    pub fn memory(&mut self) -> Memory {
+        let json = self.expect_event(Source::Vtl2, "memory use", |event| match event {
+            Event::Memory(json) => Some(json.to_owned()),
+            _ => None,
+        });
+        serde_json::from_str(&json).unwrap_or_else(|error| panic!("memory {json}: {error}"))
     }
 
     /// Waits for the end of the machine and compares the reason.

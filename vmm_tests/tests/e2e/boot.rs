@@ -71,6 +71,19 @@ fn sixteen_vps_boot() {
 }
 
 #[test]
+fn vtl2_runs_in_the_64_mib_of_the_release_image() {
+    let mut vm = Scenario::release().power_off_after_boot().start();
+    let memory = vm.memory();
+    vm.expect_exit(ExitReason::PowerOff);
+    assert_eq!(memory.vtl2_bytes, RELEASE_VTL2_MEMORY.get());
+    assert_eq!(
+        memory.footprint_bytes,
+        memory.vtl2_bytes - memory.free_bytes
+    );
+    assert!(memory.free_bytes > 0, "{memory:?}");
+}
+
+#[test]
 fn every_stage_reports_itself_in_order() {
     let mut vm = Scenario::release().power_off_after_boot().start();
     vm.expect_exit(ExitReason::PowerOff);

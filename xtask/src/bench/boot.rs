@@ -159,27 +159,18 @@ fn shim(report: &mut Report, boots: &[Boot]) {
 }
 
 fn memory(report: &mut Report, boots: &[Boot]) {
-    let number = |key: &str| {
-        median(boots.iter().filter_map(|boot| {
-            boot.memory
-                .get(key)
-                .or_else(|| boot.topology.get(key))?
-                .as_f64()
-        }))
-    };
-    let all = number("vtl2_memory_bytes");
+    let number = |key: &str| median(boots.iter().filter_map(|boot| boot.memory.get(key)?.as_f64()));
     report.push(Figure::new(
-        "vtl2_memory_bytes",
+        "vtl2_bytes",
         "VTL2 memory that the image boots with",
         Unit::Bytes,
-        all,
+        number("vtl2_bytes"),
     ));
-    // MemTotal - MemFree + (all - MemTotal), the kernel's reservation.
     report.push(Figure::new(
         "vtl2_idle_bytes",
         "  used when idle, the kernel's reservation included",
         Unit::Bytes,
-        all - number("free_bytes"),
+        number("footprint_bytes"),
     ));
 }
 
@@ -267,11 +258,9 @@ impl Boot {
         self.timeline.end_of(StageName::Linux).unwrap_or_default()
     }
 
-    /// The boot shim's own measurement, in the guest's reference time (100 ns units).
+    /// The boot shim's own measurement, in the guest's reference time.
     fn shim_guest_ms(&self) -> Option<f64> {
-        let start = self.topology.get("reftime_boot_start")?.as_f64()?;
-        let end = self.topology.get("reftime_boot_end")?.as_f64()?;
-        Some((end - start) / 1e4)
+        Some(self.topology.get("boot_shim_us")?.as_f64()? / 1e3)
     }
 
     /// The kernel's command line, but for what only concerns our initrd: the baseline
