@@ -5,7 +5,6 @@ use crate::clock::HPET_SIZE;
 use crate::platform::MemoryRange;
 use crate::platform::normalize;
 use crate::platform::subtract;
-use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -63,8 +62,9 @@ pub struct VtlSpace {
     pub ram: Vec<MemoryRange>,
     /// Root of the nested page table.
     pub nested_cr3: u64,
-    /// Keeps the tables alive; the processor reads them.
-    _tables: Box<[PageTable]>,
+    /// Keeps the tables alive.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the processor reads them"))]
+    tables: Vec<PageTable>,
 }
 
 /// What the machine has, as seen by the host.
@@ -81,6 +81,25 @@ pub struct Machine<'a> {
 }
 
 impl VtlSpace {
+    /// No memory at all.
+    const EMPTY: Self = Self {
+        ram: Vec::new(),
+        nested_cr3: 0,
+        tables: Vec::new(),
+    };
+
+    /// The spaces of all VTLs, by [`Vtl::index`]; numbers that are no VTL have an empty one.
+    pub fn all(
+        machine: &Machine<'_>,
+        physical_address: impl Fn(&[PageTable]) -> u64,
+    ) -> Result<[Self; VTL_COUNT], page_table::Error> {
+        let mut spaces = [Self::EMPTY; VTL_COUNT];
+        for vtl in Vtl::ALL {
+            spaces[vtl.index()] = Self::new(vtl, machine, &physical_address)?;
+        }
+        Ok(spaces)
+    }
+
     /// The space of `vtl`. `physical_address` tells where tables are in memory.
     pub fn new(
         vtl: Vtl,
@@ -93,7 +112,7 @@ impl VtlSpace {
             .map(|range| Region::new(range.start(), range.end(), Attributes::USER))
             .collect();
         let needed = tables_needed(&regions, machine.max_leaf)?;
-        let mut tables: Box<[PageTable]> = (0..needed).map(|_| PageTable::new_zeroed()).collect();
+        let mut tables: Vec<PageTable> = (0..needed).map(|_| PageTable::new_zeroed()).collect();
         let address = physical_address(&tables);
         let map = build_identity_map(
             &mut tables,
@@ -104,7 +123,7 @@ impl VtlSpace {
         Ok(Self {
             ram,
             nested_cr3: map.root,
-            _tables: tables,
+            tables,
         })
     }
 }
@@ -183,7 +202,7 @@ mod tests {
         let ram = [MemoryRange::new(0, 2 * GIB)];
         let space = VtlSpace::new(Vtl::PARAVISOR, &machine(&ram), |_| HOST_MEMORY_BASE).unwrap();
         // Root, two of the third level, and those that the two holes need.
-        assert!(space._tables.len() <= 7, "{}", space._tables.len());
+        assert!(space.tables.len() <= 7, "{}", space.tables.len());
         assert_eq!(space.nested_cr3, HOST_MEMORY_BASE);
     }
 

@@ -1,25 +1,56 @@
 //! The way from the entry to the first VMRUN.
 
-#![expect(unsafe_code, reason = "called from assembly")]
+#![expect(unsafe_code, reason = "called from assembly; ports")]
 
 use super::clock;
 use super::console::log;
+use super::cpu;
+use super::entry::MAPPED_LIMIT;
 use super::exit;
 use super::heap;
 use super::interrupts;
 use super::lapic;
+use super::memory;
+use super::memory::Physical;
+use super::smp;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use boot_events::HOST_IMAGE_REFUSED_PREFIX;
+use boot_events::HOST_STARTED_SUFFIX;
+use page_table::LeafSize;
+use vsm_host::igvm;
+use vsm_host::igvm::LoadPlan;
+use vsm_host::log_text;
+use vsm_host::options::Options;
+use vsm_host::partition::Config;
+use vsm_host::partition::Partition;
+use vsm_host::platform;
+use vsm_host::platform::Firmware;
+use vsm_host::platform::MachineInfo;
+use vsm_host::platform::MemoryRange;
+use vsm_host::platform::pvh::StartInfo;
+use vsm_host::svm::context::StartContext;
+use vsm_host::svm::permissions::IoPermissionMap;
+use vsm_host::svm::permissions::MsrPermissionMap;
+use vsm_host::vtl::Machine;
+use vsm_host::vtl::Vtl;
+use vsm_host::vtl::VtlSpace;
+use vsm_host_defs::DEBUG_CONSOLE_PORT;
+use vsm_host_defs::DEBUG_EXIT_PORT;
+use vsm_host_defs::DEBUG_EXIT_PORT_SIZE;
 use vsm_host_defs::ExitReason;
+use vsm_host_defs::HOST_MEMORY_BASE;
+use vsm_host_defs::HOST_MEMORY_SIZE;
+use x86_64::instructions::port::Port;
+use x86_64::instructions::port::PortWriteOnly;
+use x86_64::instructions::random::RdRand;
 
-/// Masks every line of the two interrupt controllers of old. The firmware leaves the
-/// timer of old running into the first one; VTL2 does not know either of them, and would
-/// take its interrupt for a double fault.
-fn mask_8259() {
-    use x86_64::instructions::port::PortWriteOnly;
-    for data_port in [0x21, 0xa1] {
-        // SAFETY: writes the mask register of an interrupt controller, which nobody uses.
-        unsafe { PortWriteOnly::<u8>::new(data_port).write(0xff) };
-    }
-}
+/// Random bytes for the image.
+const ENTROPY_BYTES: usize = 64;
+/// An IPI in xAPIC mode reaches no other ids; the highest value means all CPUs.
+const MAX_APIC_ID: u32 = 254;
+/// VTL2's address space ends here at the latest, in bits: behind every device of QEMU.
+const MAX_ADDRESS_BITS: u8 = 40;
 
 /// Where the first CPU enters Rust, with the address of `hvm_start_info`.
 #[unsafe(no_mangle)]
@@ -27,21 +58,157 @@ extern "C" fn bsp_main(start_info: u64) -> ! {
     interrupts::load();
     heap::init();
     clock::start();
-    log!("{} started", env!("CARGO_PKG_VERSION"));
+    log!("{}{HOST_STARTED_SUFFIX}", env!("CARGO_PKG_VERSION"));
     mask_8259();
-    let f = clock::calibrate();
+    let start_info = StartInfo::read(&Physical, start_info).unwrap_or_else(|e| panic!("{e}"));
+    let options =
+        Options::parse_bytes(&start_info.command_line).unwrap_or_else(|e| panic!("{e}"));
+    let machine = discover(&start_info);
+    smp::start(machine.cpus.len() as u32 - 1);
+    log!("{} CPUs run", machine.cpus.len());
+
+    let image = start_info.modules.first();
+    let image = image.copied().and_then(memory::file).unwrap_or_default();
+    let plan = igvm::plan(image, &machine, &options).unwrap_or_else(|error| {
+        log!("{}{error}", log_text(HOST_IMAGE_REFUSED_PREFIX));
+        exit::end(ExitReason::ImageRefused)
+    });
+    plan.execute(&mut Physical);
     log!(
-        "start info at {start_info:#x}, APIC id {}, {f:?}",
-        lapic::id()
+        "image loaded: {} KiB, VTL2 memory {}",
+        plan.loaded_bytes() >> 10,
+        plan.vtl2_memory()
     );
-    exit::claim();
-    exit::end(ExitReason::PowerOff)
+
+    let bsp = lapic::id();
+    let partition = smp::PARTITION.call_once(|| partition(&machine, &options, &plan));
+    cpu::enable_svm();
+    start_vp_0(partition, &plan);
+    // Without parking this CPU has a VP of its own.
+    match partition.vp_index(bsp) {
+        Some(index) => cpu::run(partition, index),
+        None => exit::stop(),
+    }
 }
 
-/// Where every other CPU enters Rust; `arrival` counts from 0.
-#[unsafe(no_mangle)]
-extern "C" fn ap_main(arrival: u32) -> ! {
-    interrupts::load();
-    log!("AP {arrival}");
-    exit::stop()
+/// Masks every line of the two interrupt controllers of old. The firmware leaves the
+/// timer of old running into the first one; VTL2 does not know either of them, and would
+/// take its interrupt for a double fault.
+fn mask_8259() {
+    for data_port in [0x21, 0xa1] {
+        // SAFETY: writes the mask register of an interrupt controller, which nobody uses.
+        unsafe { PortWriteOnly::<u8>::new(data_port).write(0xff) };
+    }
+}
+
+/// Learns the machine, or ends it: without CPUs and memory there is nothing to do.
+fn discover(start_info: &StartInfo) -> MachineInfo {
+    let own = [MemoryRange::new(
+        HOST_MEMORY_BASE,
+        HOST_MEMORY_BASE + HOST_MEMORY_SIZE,
+    )];
+    let firmware = Firmware {
+        memory_map: &start_info.memory_map,
+        rsdp: start_info.rsdp,
+        own: &own,
+        busy: &start_info.modules,
+        bsp_apic_id: lapic::id(),
+        physical_address_bits: physical_address_bits(),
+        entropy: &entropy(),
+        com3: com3_answers(),
+    };
+    let machine = platform::discover(&Physical, &firmware).unwrap_or_else(|e| panic!("{e}"));
+    for ram in machine.ram_runs() {
+        assert!(
+            ram.end() <= MAPPED_LIMIT,
+            "RAM {ram}, expected none above {MAPPED_LIMIT:#x}"
+        );
+    }
+    for cpu in &machine.cpus {
+        assert!(
+            cpu.apic_id <= MAX_APIC_ID,
+            "CPU with APIC id {}, expected at most {MAX_APIC_ID}",
+            cpu.apic_id
+        );
+    }
+    machine
+}
+
+/// Builds what the VPs need.
+fn partition(machine: &MachineInfo, options: &Options<'_>, plan: &LoadPlan<'_>) -> Partition {
+    let frequencies = clock::calibrate();
+    log!(
+        "TSC {} kHz, APIC timer {} kHz",
+        frequencies.tsc_hz / 1000,
+        frequencies.lapic_hz / 1000
+    );
+    let ram = machine.ram_runs();
+    let gib_pages = cpu::cpuid(0x8000_0001, 0)[3] & (1 << 26) != 0;
+    let view = Machine {
+        ram: &ram,
+        vtl2_ram: plan.vtl2_memory(),
+        address_limit: 1 << physical_address_bits().min(MAX_ADDRESS_BITS),
+        max_leaf: if gib_pages {
+            LeafSize::Size1G
+        } else {
+            LeafSize::Size2M
+        },
+    };
+    let spaces = VtlSpace::all(&view, |tables| tables.as_ptr() as u64)
+        .unwrap_or_else(|error| panic!("nested page tables: {error}"));
+    let iopm = IoPermissionMap::new(
+        (DEBUG_EXIT_PORT..DEBUG_EXIT_PORT + DEBUG_EXIT_PORT_SIZE).chain([DEBUG_CONSOLE_PORT]),
+    );
+    // The partition lives as long as the machine, and so do its maps.
+    Partition::new(Config {
+        apic_ids: machine.vps(options.park).iter().map(|cpu| cpu.apic_id).collect(),
+        spaces,
+        frequencies,
+        start_tsc: clock::start_tsc(),
+        iopm: &raw const *Box::leak(iopm) as u64,
+        msrpm: &raw const *Box::leak(MsrPermissionMap::new()) as u64,
+    })
+}
+
+/// Starts VP 0 in VTL2 as the image says.
+fn start_vp_0(partition: &Partition, plan: &LoadPlan<'_>) {
+    let initial = plan.initial_context();
+    let mut context = StartContext::new(initial.state)
+        .unwrap_or_else(|error| panic!("context that the image's checks let through: {error}"));
+    context.gprs = initial.gprs;
+    context.cr2 = initial.cr2;
+    partition
+        .enable_vp_vtl(0, Vtl::PARAVISOR)
+        .and_then(|()| partition.start_vp(0, Vtl::PARAVISOR, context, &cpu::processor()))
+        .unwrap_or_else(|error| panic!("VP 0: {error:?}"));
+}
+
+/// CPUID 0x80000008.
+fn physical_address_bits() -> u8 {
+    cpu::cpuid(0x8000_0008, 0)[0] as u8
+}
+
+/// Random bytes from the processor.
+fn entropy() -> Vec<u8> {
+    let generator = RdRand::new().expect("this CPU has no RDRAND, which the image's entropy needs");
+    let mut bytes = Vec::with_capacity(ENTROPY_BYTES);
+    while bytes.len() < ENTROPY_BYTES {
+        // It may be exhausted for a moment.
+        if let Some(word) = generator.get_u64() {
+            bytes.extend(word.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// Whether a 16550 is at COM3: its scratch register keeps what is written there.
+fn com3_answers() -> bool {
+    const SCRATCH: u16 = 0x3ef;
+    const PATTERN: u8 = 0x5a;
+    let mut port = Port::<u8>::new(SCRATCH);
+    // SAFETY: the register has no function; without a device nothing happens.
+    unsafe {
+        port.write(PATTERN);
+        port.read() == PATTERN
+    }
 }

@@ -8,6 +8,8 @@
 #![expect(unsafe_code, reason = "symbols defined in assembly")]
 
 use core::arch::global_asm;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering;
 
 /// Bytes of stack of the first CPU.
 pub(crate) const BOOT_STACK_SIZE: usize = 64 << 10;
@@ -22,7 +24,7 @@ unsafe extern "C" {
     static ap_start: u8;
     static ap_start_end: u8;
     /// Number of CPUs that have passed `ap_start`.
-    static ap_arrivals: core::sync::atomic::AtomicU32;
+    static ap_arrivals: AtomicU32;
     /// Lowest address of the stacks of the other CPUs, and how many there are.
     static mut ap_stacks: u64;
     static mut ap_stack_count: u32;
@@ -46,6 +48,12 @@ pub(crate) fn set_ap_stacks(base: u64, count: u32) {
         ap_stacks = base;
         ap_stack_count = count;
     }
+}
+
+/// How many CPUs have passed the start page.
+pub(crate) fn arrivals() -> u32 {
+    // SAFETY: the word is only ever accessed atomically.
+    unsafe { ap_arrivals.load(Ordering::Acquire) }
 }
 
 /// First address behind the image; the heap begins there.

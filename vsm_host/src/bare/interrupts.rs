@@ -3,16 +3,16 @@
 //! The host takes no interrupt: IF is clear on every CPU, and GIF too once a CPU runs
 //! VPs. An exception is a bug of the host and ends the machine with the registers in the
 //! log. The one event that the host expects is the NMI by which a parked CPU is told to
-//! look for work: see [`wait_for_work`].
+//! look for work: see [`NmiSleeper`].
 
-#![expect(unsafe_code, reason = "interrupt table and the park loop in assembly")]
+#![expect(unsafe_code, reason = "interrupt table and the sleep loop in assembly")]
 
 use super::console;
 use super::console::log;
 use super::exit;
 use core::arch::global_asm;
-use core::sync::atomic::AtomicU32;
 use spin::Once;
+use vsm_host::partition::mailbox::Sleeper;
 use vsm_host_defs::ExitReason;
 use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
@@ -43,7 +43,8 @@ const STUB_SIZE: u64 = 16;
 unsafe extern "C" {
     static exception_stubs: u8;
     static nmi_entry: u8;
-    fn park(word: &AtomicU32, idle: u32);
+    fn sleep_until_nmi();
+    fn take_pending_nmi();
 }
 
 /// Makes this CPU use the host's table.
@@ -85,15 +86,25 @@ pub(crate) fn load() {
         .load();
 }
 
-/// Halts this CPU while `word` is `idle`. May also return without a change.
-///
-/// No wake-up is lost: whoever changes `word` sends an NMI afterwards. If the NMI comes
-/// between the comparison and the `hlt`, its handler moves the CPU back to the
-/// comparison; if it comes later, it ends the `hlt`.
-pub(crate) fn wait_for_work(word: &AtomicU32, idle: u32) {
-    // SAFETY: reads the word, which the reference keeps alive, and halts; it changes no
-    // register that the calling convention preserves.
-    unsafe { park(word, idle) }
+/// How a CPU without work waits for the NMI that brings some. GIF is clear outside of
+/// these functions; SVM must be on.
+pub(crate) struct NmiSleeper;
+
+impl Sleeper for NmiSleeper {
+    fn sleep(&mut self) {
+        // SAFETY: opens NMIs and halts until the handler below ends the loop; changes no
+        // register and no memory. IF is clear, so nothing but an NMI is taken.
+        unsafe { sleep_until_nmi() }
+    }
+
+    fn drain(&mut self) {
+        // SAFETY: opens and closes NMIs; the handler changes nothing outside the loop.
+        unsafe { take_pending_nmi() }
+    }
+
+    fn relax(&mut self) {
+        core::hint::spin_loop();
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -133,7 +144,7 @@ global_asm!(
     .section .text.exceptions, "ax", @progbits
     .code64
     .balign 16
-    .globl exception_stubs, nmi_entry, park
+    .globl exception_stubs, nmi_entry, sleep_until_nmi, take_pending_nmi
 exception_stubs:
     .set vector, 0
     .rept 32
@@ -168,25 +179,32 @@ exception_common:
     call    host_exception
     ud2
 
-park:
-    cmpl    %esi, (%rdi)
-    jne     park_end
+sleep_until_nmi:
+    stgi
+sleep_loop:
     hlt
-park_end:
+    jmp     sleep_loop
+sleep_end:
+    clgi
+    ret
+
+take_pending_nmi:
+    stgi
+    pause
+    clgi
     ret
 
 nmi_entry:
     pushq   %rax
     pushq   %rcx
     movq    16(%rsp), %rax      // where the NMI came
-    leaq    park(%rip), %rcx
+    leaq    sleep_loop(%rip), %rcx
     cmpq    %rcx, %rax
     jb      1f
-    leaq    park_end(%rip), %rcx
+    leaq    sleep_end(%rip), %rcx
     cmpq    %rcx, %rax
     jae     1f
-    leaq    park(%rip), %rcx
-    movq    %rcx, 16(%rsp)      // compare again
+    movq    %rcx, 16(%rsp)      // leave the loop, also if the CPU was not yet halted
 1:  popq    %rcx
     popq    %rax
     iretq

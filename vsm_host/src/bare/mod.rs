@@ -3,8 +3,11 @@
 mod boot;
 mod clock;
 mod console;
+mod cpu;
 mod entry;
 mod exit;
 mod heap;
 mod interrupts;
 mod lapic;
+mod memory;
+mod smp;

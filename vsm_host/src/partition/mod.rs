@@ -19,11 +19,11 @@ use crate::cpuid;
 use crate::guest_memory::GuestMemory;
 use crate::guest_memory::RamAccess;
 use crate::hypercall::check_vsm_config;
-use crate::platform::MemoryRange;
 use crate::svm::context::StartContext;
 use crate::svm::vmcb::Vmcb;
 use crate::vtl::VTL_COUNT;
 use crate::vtl::Vtl;
+use crate::vtl::VtlSpace;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
@@ -77,20 +77,12 @@ pub mod gpr {
 /// General-purpose registers; RAX and RSP are in the VMCB.
 pub type Gprs = [u64; 16];
 
-/// What a VTL of the partition has in memory.
-pub struct VtlMemory {
-    /// RAM that it may use, sorted and joined.
-    pub ram: Vec<MemoryRange>,
-    /// Root of its nested page table.
-    pub nested_cr3: u64,
-}
-
 /// What the partition is made of.
 pub struct Config {
     /// APIC id of each VP.
     pub apic_ids: Vec<u32>,
     /// Memory of each VTL.
-    pub memory: [VtlMemory; VTL_COUNT],
+    pub spaces: [VtlSpace; VTL_COUNT],
     /// Clocks.
     pub frequencies: Frequencies,
     /// TSC at which reference time is zero.
@@ -191,7 +183,7 @@ impl Partition {
 
     /// Memory of a VTL.
     pub fn memory<'a, P: Processor>(&'a self, vtl: Vtl, processor: &'a P) -> GuestMemory<'a, P> {
-        GuestMemory::new(processor, &self.config.memory[vtl.index()].ram)
+        GuestMemory::new(processor, &self.config.spaces[vtl.index()].ram)
     }
 
     /// VTLs that are enabled on a VP, as a bit set.
@@ -320,7 +312,7 @@ impl Vp {
             vtl: Vtl::PARAVISOR,
             vtls: core::array::from_fn(|vtl| VpVtl {
                 vmcb: Box::new(Vmcb::new(
-                    config.memory[vtl].nested_cr3,
+                    config.spaces[vtl].nested_cr3,
                     config.iopm,
                     config.msrpm,
                     // ASID 0 is the host's.

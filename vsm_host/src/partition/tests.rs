@@ -3,8 +3,11 @@ use crate::guest_memory::tests::FakeRam;
 use crate::svm::context::EFER_LME;
 use crate::svm::context::EFER_SVME;
 use crate::svm::context::tests::linux_ap;
+use crate::platform::MemoryRange;
 use crate::svm::vmcb::ExitCode;
+use crate::vtl::Machine;
 use hv_defs::msr::*;
+use page_table::LeafSize;
 use proptest::prelude::*;
 use std::cell::RefCell;
 
@@ -53,13 +56,15 @@ impl Processor for FakeProcessor {
 /// Four VPs with APIC ids 1 to 4, and VP 0 in 64-bit code without paging tables: CR0.PG
 /// is clear, so that code and data are where their addresses say.
 pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
-    let memory = |end| VtlMemory {
-        ram: vec![MemoryRange::new(0, end)],
-        nested_cr3: 0,
+    let machine = Machine {
+        ram: &[MemoryRange::new(0, VTL2_END)],
+        vtl2_ram: MemoryRange::new(0, VTL2_END),
+        address_limit: 1 << 40,
+        max_leaf: LeafSize::Size1G,
     };
     let partition = Partition::new(Config {
         apic_ids: vec![1, 2, 3, 4],
-        memory: [memory(0), memory(0), memory(VTL2_END)],
+        spaces: VtlSpace::all(&machine, |_| 0x1000).unwrap(),
         frequencies: Frequencies {
             tsc_hz: 1_000_000_000,
             lapic_hz: 1_000_000,

@@ -1,0 +1,201 @@
+//! A CPU that runs a VP: SVM on, then VMRUN and what follows for ever.
+
+#![expect(unsafe_code, reason = "SVM instructions")]
+
+use super::clock;
+use super::console;
+use super::console::log;
+use super::exit;
+use super::interrupts::NmiSleeper;
+use super::lapic;
+use super::memory::Physical;
+use alloc::boxed::Box;
+use boot_events::HOST_ENTERS_VTL2;
+use core::arch::asm;
+use core::arch::global_asm;
+use core::arch::x86_64::__cpuid_count;
+use core::fmt;
+use vsm_host::cpuid::Registers;
+use vsm_host::guest_memory::RamAccess;
+use vsm_host::log_text;
+use vsm_host::partition::Gprs;
+use vsm_host::partition::Next;
+use vsm_host::partition::Partition;
+use vsm_host::partition::Processor;
+use vsm_host::partition::Vp;
+use vsm_host::svm::vmcb::Vmcb;
+use x86_64::registers::model_specific::Efer;
+use x86_64::registers::model_specific::EferFlags;
+use x86_64::registers::model_specific::Msr;
+
+const VM_CR: u32 = 0xc001_0114;
+const VM_CR_SVM_DISABLED: u64 = 1 << 4;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+
+unsafe extern "C" {
+    fn run_vp(gprs: *mut Gprs, vmcb: u64, host: u64);
+}
+
+/// A page for the processor.
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+/// CPUID.
+pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Registers {
+    let r = __cpuid_count(leaf, subleaf);
+    [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// The processor as the partition sees it.
+struct ThisCpu;
+
+impl RamAccess for ThisCpu {
+    fn read_ram(&self, address: u64, out: &mut [u8]) {
+        Physical.read_ram(address, out);
+    }
+
+    fn write_ram(&self, address: u64, data: &[u8]) {
+        Physical.write_ram(address, data);
+    }
+}
+
+impl Processor for ThisCpu {
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> Registers {
+        cpuid(leaf, subleaf)
+    }
+
+    fn tsc(&self) -> u64 {
+        clock::tsc()
+    }
+
+    fn wake(&self, apic_id: u32) {
+        // `boot` has refused machines with APIC ids that do not fit.
+        lapic::send_nmi(apic_id as u8);
+    }
+
+    fn log(&self, text: fmt::Arguments<'_>) {
+        console::line(text);
+    }
+}
+
+/// Turns SVM on and the global interrupt flag off, for good: from here interrupts and NMIs
+/// are taken only by VPs and by `NmiSleeper`.
+pub(crate) fn enable_svm() {
+    let has = |leaf, register: usize, bit: u32| cpuid(leaf, 0)[register] & (1 << bit) != 0;
+    assert!(has(0x8000_0001, 2, 2), "this CPU has no SVM");
+    assert!(has(0x8000_000a, 3, 0), "this CPU has no nested paging");
+    // SAFETY: the MSR exists where SVM does.
+    let vm_cr = unsafe { Msr::new(VM_CR).read() };
+    assert!(
+        vm_cr & VM_CR_SVM_DISABLED == 0,
+        "SVM is disabled by the firmware: VM_CR {vm_cr:#x}"
+    );
+    let save_area = Box::leak(Box::new(Page([0; 4096])));
+    // SAFETY: the page is the processor's from now on, it is never freed. SVME only
+    // permits the instructions that follow. Without GIF nothing interrupts the host,
+    // which expects no interrupt.
+    unsafe {
+        Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE));
+        Msr::new(VM_HSAVE_PA).write(&raw const save_area.0 as u64);
+        asm!("clgi", options(nostack, nomem));
+    }
+}
+
+/// Runs the VP with this index on this CPU, from when it is started. SVM is on.
+pub(crate) fn run(partition: &Partition, index: u32) -> ! {
+    let mut vp = Vp::new(partition, index);
+    // The state of the host that VMRUN does not keep (FS, GS, TR, syscall registers): the
+    // host uses none of it, but does not want a VTL's either.
+    let mut host = Box::new(Vmcb::new(0, 0, 0, 0));
+    let host_address = &raw mut *host as u64;
+    // SAFETY: stores a few registers into the block.
+    unsafe { asm!("vmsave rax", in("rax") host_address, options(nostack)) };
+    partition.wait_for_start(&mut vp, &mut NmiSleeper);
+    if index == 0 {
+        log!("{}", log_text(HOST_ENTERS_VTL2));
+    }
+    loop {
+        let vmcb = &raw mut *vp.vtls[vp.vtl.index()].vmcb as u64;
+        // SAFETY: the block, the maps it names and the nested page table are valid and
+        // stay so; VM_HSAVE_PA is set; the nested page table keeps the VTL out of all
+        // memory that Rust knows of. `run_vp` preserves what the ABI demands.
+        unsafe { run_vp(&mut vp.gprs, vmcb, host_address) };
+        match partition.handle_exit(&mut vp, &ThisCpu) {
+            Next::Resume => {}
+            Next::End(reason) => {
+                exit::claim();
+                partition.counters.summary(console::line);
+                exit::end(reason);
+            }
+        }
+    }
+}
+
+/// Starts VP 0 in VTL2, from any CPU of the host.
+pub(crate) fn processor() -> impl Processor {
+    ThisCpu
+}
+
+global_asm!(
+    r#"
+    .section .text.run_vp, "ax", @progbits
+    .globl run_vp
+    // rdi: general-purpose registers, by number; rsi: block of the VP; rdx: of the host.
+run_vp:
+    pushq   %rbx
+    pushq   %rbp
+    pushq   %r12
+    pushq   %r13
+    pushq   %r14
+    pushq   %r15
+    pushq   %rdx
+    pushq   %rdi
+    movq    %rsi, %rax
+    movq    8(%rdi), %rcx
+    movq    16(%rdi), %rdx
+    movq    24(%rdi), %rbx
+    movq    40(%rdi), %rbp
+    movq    48(%rdi), %rsi
+    movq    64(%rdi), %r8
+    movq    72(%rdi), %r9
+    movq    80(%rdi), %r10
+    movq    88(%rdi), %r11
+    movq    96(%rdi), %r12
+    movq    104(%rdi), %r13
+    movq    112(%rdi), %r14
+    movq    120(%rdi), %r15
+    movq    56(%rdi), %rdi
+    vmload  %rax
+    vmrun   %rax
+    vmsave  %rax
+    pushq   %rdi
+    movq    8(%rsp), %rdi
+    movq    %rcx, 8(%rdi)
+    movq    %rdx, 16(%rdi)
+    movq    %rbx, 24(%rdi)
+    movq    %rbp, 40(%rdi)
+    movq    %rsi, 48(%rdi)
+    movq    %r8, 64(%rdi)
+    movq    %r9, 72(%rdi)
+    movq    %r10, 80(%rdi)
+    movq    %r11, 88(%rdi)
+    movq    %r12, 96(%rdi)
+    movq    %r13, 104(%rdi)
+    movq    %r14, 112(%rdi)
+    movq    %r15, 120(%rdi)
+    popq    %rcx
+    movq    %rcx, 56(%rdi)
+    movq    8(%rsp), %rax
+    vmload  %rax
+    addq    $16, %rsp
+    popq    %r15
+    popq    %r14
+    popq    %r13
+    popq    %r12
+    popq    %rbp
+    popq    %rbx
+    cld
+    ret
+"#,
+    options(att_syntax)
+);

@@ -1,0 +1,70 @@
+//! The other CPUs: started all at once, then asleep until their VP is.
+
+#![expect(unsafe_code, reason = "called from assembly; stacks")]
+
+use super::clock;
+use super::cpu;
+use super::entry;
+use super::exit;
+use super::interrupts;
+use super::interrupts::NmiSleeper;
+use super::lapic;
+use alloc::alloc::alloc;
+use core::alloc::Layout;
+use core::time::Duration;
+use spin::Once;
+use vsm_host::guest_memory::RamAccess;
+use vsm_host::partition::Partition;
+use vsm_host::partition::mailbox::Sleeper;
+
+/// Where the other CPUs begin; free until the image is loaded.
+const START_PAGE: u64 = 0x8000;
+
+/// A CPU needs less than a tenth of a millisecond, also under emulation.
+const START_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the CPUs work on, once it exists.
+pub(crate) static PARTITION: Once<Partition> = Once::new();
+
+/// Starts all CPUs but this one, `count` of them, and returns when they have arrived.
+pub(crate) fn start(count: u32) {
+    if count == 0 {
+        return;
+    }
+    let layout = Layout::from_size_align(count as usize * entry::AP_STACK_SIZE, 16)
+        .expect("the size of the stacks fits into memory");
+    // SAFETY: the size is not zero.
+    let stacks = unsafe { alloc(layout) };
+    assert!(!stacks.is_null(), "no memory for the stacks of {count} CPUs");
+    entry::set_ap_stacks(stacks as u64, count);
+    super::memory::Physical.write_ram(START_PAGE, entry::ap_start_code());
+    lapic::init_others();
+    lapic::start_others((START_PAGE >> 12) as u8);
+    let begin = clock::since_start();
+    while entry::arrivals() < count {
+        assert!(
+            clock::since_start() - begin < START_LIMIT,
+            "{} of {count} CPUs have started after {START_LIMIT:?}",
+            entry::arrivals()
+        );
+        core::hint::spin_loop();
+    }
+}
+
+/// Where every other CPU enters Rust; `_arrival` counts from 0.
+#[unsafe(no_mangle)]
+extern "C" fn ap_main(_arrival: u32) -> ! {
+    interrupts::load();
+    cpu::enable_svm();
+    // The NMI that ends this sleep says that the VP of this CPU is being started.
+    let partition = loop {
+        NmiSleeper.sleep();
+        if let Some(partition) = PARTITION.get() {
+            break partition;
+        }
+    };
+    match partition.vp_index(lapic::id()) {
+        Some(index) => cpu::run(partition, index),
+        None => exit::stop(),
+    }
+}
