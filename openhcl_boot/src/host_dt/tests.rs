@@ -262,7 +262,7 @@ fn errors_name_node_property_and_value() {
     ));
 
     let mut tree = HostTree::plain();
-    tree.memory[0] = (u64::MAX & !0xfff, 0x2000, 0, 0);
+    tree.memory[0] = (!0xfff, 0x2000, 0, 0);
     assert!(matches!(parse(&tree), Err(HostDtError::Property { .. })));
 
     let mut tree = HostTree::plain();

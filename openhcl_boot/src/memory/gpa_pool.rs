@@ -174,7 +174,7 @@ mod tests {
         #[test]
         fn pools_from_the_table_are_small_and_rounded(vps in 1u32..4096, mib in 1u64..100_000) {
             let pool = release(vps, mib);
-            prop_assert!(pool % ROUNDING_MIB == 0 && pool > 0);
+            prop_assert!(pool.is_multiple_of(ROUNDING_MIB) && pool > 0);
             prop_assert!(pool <= mib / 4 + ROUNDING_MIB);
         }
     }
