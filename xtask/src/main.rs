@@ -22,6 +22,7 @@ mod cache;
 mod cargo;
 mod doctor;
 mod fuzz;
+mod igvm;
 mod initrd;
 mod kernel;
 mod packages;
@@ -56,6 +57,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Builds the IGVM image.
     BuildIgvm(build_igvm::Args),
+    /// Shows, compares and measures images: passes everything on to `igvm`.
+    Igvm(igvm::Args),
     /// Boots the IGVM image on QEMU.
     Run(run::Args),
     /// Runs the end-to-end tests.
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Doctor(args) => doctor::main(args),
         Command::BuildIgvm(args) => build_igvm::main(args),
+        Command::Igvm(args) => igvm::main(args),
         Command::Run(args) => run::main(args),
         Command::VmmTests(args) => vmm_tests::main(args),
         Command::Test(args) => test::main(args),

@@ -3,6 +3,7 @@
 use crate::cache::Cache;
 use crate::process;
 use crate::ui;
+use anyhow::Context;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
@@ -37,24 +38,22 @@ pub(crate) const PACKAGES: [Package; 12] = [
 
 /// The packages that are not installed.
 pub(crate) fn missing() -> anyhow::Result<Vec<Package>> {
-    let mut missing = Vec::new();
-    for package in PACKAGES {
-        let output = Command::new("dpkg-query")
-            .args([
-                "--show",
-                "--showformat",
-                "${db:Status-Status}",
-                package.name,
-            ])
-            .output()
-            .map_err(|error| {
-                anyhow::anyhow!("starting dpkg-query: {error}; set-up knows only Debian")
-            })?;
-        if output.stdout != b"installed" {
-            missing.push(package);
-        }
-    }
-    Ok(missing)
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
+        .args(PACKAGES.map(|package| package.name))
+        .output()
+        .context("starting dpkg-query; set-up knows only Debian")?;
+    // It fails when it does not know one of them, and still shows the others.
+    let shown = String::from_utf8_lossy(&output.stdout);
+    Ok(missing_from(&shown))
+}
+
+fn missing_from(shown: &str) -> Vec<Package> {
+    let installed = |package: &Package| {
+        let line = format!("{} installed", package.name);
+        shown.lines().any(|l| l == line)
+    };
+    PACKAGES.into_iter().filter(|p| !installed(p)).collect()
 }
 
 /// The command that installs `packages`, for a person.
@@ -113,6 +112,20 @@ pub(crate) fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_and_removed_packages_are_missing() {
+        let shown: String = PACKAGES
+            .iter()
+            .filter(|p| p.name != "bison")
+            .map(|p| match p.name {
+                "flex" => "flex config-files\n".to_owned(),
+                name => format!("{name} installed\n"),
+            })
+            .collect();
+        let missing: Vec<_> = missing_from(&shown).iter().map(|p| p.name).collect();
+        assert_eq!(missing, ["flex", "bison"]);
+    }
 
     #[test]
     fn the_printed_command_names_every_missing_package() {

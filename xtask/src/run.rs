@@ -7,7 +7,7 @@
 use crate::artifacts;
 use crate::artifacts::Artifacts;
 use crate::artifacts::ImageProfile;
-use crate::vmm_tests::workspace_root;
+use crate::cargo::Workspace;
 use anyhow::Context as _;
 use boot_events::Event;
 use qemu::Accel;
@@ -104,10 +104,10 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let qemu = Qemu::find()?;
     let machine = args.machine(&artifacts, attended);
 
-    let consoles = args
-        .consoles
-        .clone()
-        .unwrap_or_else(|| workspace_root().join("target/run"));
+    let consoles = match &args.consoles {
+        Some(directory) => directory.clone(),
+        None => Workspace::current()?.target.join("run"),
+    };
 
     if args.print_qemu {
         println!(

@@ -2,6 +2,7 @@
 
 use crate::artifacts;
 use crate::artifacts::ImageProfile;
+use crate::cargo::Workspace;
 use anyhow::Context as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -32,8 +33,8 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn main(args: Args) -> anyhow::Result<()> {
-    let root = workspace_root();
-    let directory = root.join("target/vmm_tests");
+    let workspace = Workspace::current()?;
+    let directory = workspace.target.join("vmm_tests");
     let release = artifacts::ensure(ImageProfile::Release)?;
     let dev = artifacts::ensure(ImageProfile::Dev)?;
     let consoles = directory.join("consoles");
@@ -59,7 +60,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     std::fs::write(&list, serde_json::to_vec_pretty(&artifacts)?)
         .with_context(|| format!("writing {}", list.display()))?;
     let status = args
-        .command(&root, &list)
+        .command(&workspace.root, &list)
         .status()
         .context("starting cargo test")?;
     anyhow::ensure!(
@@ -82,6 +83,8 @@ impl Args {
         command
             .current_dir(root)
             .env(ARTIFACTS_VARIABLE, artifacts)
+            // A failure tells its story in words; the stack of the test adds nothing.
+            .env("RUST_BACKTRACE", "0")
             .args(["test", "--quiet", "--package", "vmm_tests"])
             .args(["--features", "e2e", "--test", "e2e", "--"])
             .args(["--test-threads", &jobs.to_string()])

@@ -11,6 +11,7 @@ use super::plain;
 use crate::artifacts;
 use crate::artifacts::Artifacts;
 use crate::artifacts::ImageProfile;
+use crate::cargo::Workspace;
 use crate::run::EXIT_AFTER_BOOT;
 use crate::run::event_json;
 use crate::vmm_tests::workspace_root;
@@ -65,7 +66,7 @@ pub(crate) fn measure(rounds: usize) -> anyhow::Result<Report> {
     let bench = Bench {
         qemu: Qemu::find()?,
         artifacts: artifacts::ensure(ImageProfile::Release)?,
-        consoles: workspace_root().join("target/bench"),
+        consoles: Workspace::current()?.target.join("bench"),
     };
     std::fs::create_dir_all(&bench.consoles)
         .with_context(|| format!("creating {}", bench.consoles.display()))?;
@@ -159,7 +160,13 @@ fn shim(report: &mut Report, boots: &[Boot]) {
 }
 
 fn memory(report: &mut Report, boots: &[Boot]) {
-    let number = |key: &str| median(boots.iter().filter_map(|boot| boot.memory.get(key)?.as_f64()));
+    let number = |key: &str| {
+        median(
+            boots
+                .iter()
+                .filter_map(|boot| boot.memory.get(key)?.as_f64()),
+        )
+    };
     report.push(Figure::new(
         "vtl2_bytes",
         "VTL2 memory that the image boots with",
