@@ -19,6 +19,7 @@
 //! code that any text or bytes may reach.
 
 pub mod command_line;
+pub mod console;
 pub mod entropy;
 pub mod modules;
 pub mod options;
@@ -38,6 +39,8 @@ use kernel_log::chain;
 use nix::sys::reboot::RebootMode;
 use nix::time::ClockId;
 use options::Options;
+use power::PowerOffError;
+use power::PowerSwitch;
 use process::ProcessError;
 use process::Signals;
 use std::path::Path;
@@ -158,8 +161,8 @@ fn power_off(log: &KernelLog) -> ExitCode {
     process::kill_all(log);
     log.info(own(INIT_POWERING_OFF));
     nix::unistd::sync();
-    let error = match power::enter_s5() {
-        Ok(never) => match never {},
+    let error = match PowerSwitch::open() {
+        Ok(switch) => press(&switch, log),
         Err(error) => error,
     };
     log.error(&format!("no power-off, resetting: {}", chain(&error)));
@@ -172,6 +175,18 @@ fn power_off(log: &KernelLog) -> ExitCode {
             ExitCode::from(CRASHED)
         }
     }
+}
+
+/// Powers off once the consoles show the whole log.
+fn press(switch: &PowerSwitch, log: &KernelLog) -> PowerOffError {
+    let terminals = Path::new(console::TERMINALS);
+    let consoles = console::detach(terminals);
+    let error = switch.press();
+    match consoles.and_then(|consoles| console::attach(terminals, &consoles)) {
+        Ok(()) => {}
+        Err(error) => log.warning(&format!("consoles may lack lines: {error}")),
+    }
+    error
 }
 
 /// An event of PID 1 without the prefix, which the log adds.

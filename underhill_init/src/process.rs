@@ -4,6 +4,7 @@
     reason = "a child is prepared between fork and exec, and real-time signals of an ended child are only in the raw status"
 )]
 
+use crate::console;
 use crate::supervisor::Action;
 use crate::supervisor::Child;
 use crate::supervisor::Supervisor;
@@ -36,9 +37,6 @@ use thiserror::Error;
 
 /// The shell of images that are built for development.
 const SHELL: &str = "/bin/sh";
-
-/// Lists the consoles of the kernel, the one that is `/dev/console` last.
-const ACTIVE_CONSOLES: &str = "/sys/class/tty/console/active";
 
 /// Why PID 1 cannot do its work.
 #[derive(Debug, Error)]
@@ -145,13 +143,12 @@ pub fn spawn_shell(log: &KernelLog) {
 }
 
 fn shell_command() -> io::Result<Command> {
-    let consoles = std::fs::read_to_string(ACTIVE_CONSOLES)?;
     // `/dev/console` itself can never be a controlling terminal, and without one the
     // shell has no job control and no Ctrl-C.
+    let consoles = console::active(Path::new(console::TERMINALS))?;
     let terminal = consoles
-        .split_whitespace()
-        .next_back()
-        .ok_or_else(|| io::Error::other(format!("{ACTIVE_CONSOLES} names no terminal")))?;
+        .last()
+        .ok_or_else(|| io::Error::other("the kernel has no console"))?;
     let terminal = File::options()
         .read(true)
         .write(true)
