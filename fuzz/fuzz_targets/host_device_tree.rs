@@ -102,13 +102,13 @@ fn good_tree() -> Result<Vec<u8>, vm_fdt::Error> {
     fdt.property_u32("current-speed", 115_200)?;
     fdt.end_node(serial)?;
     fdt.end_node(pio)?;
-    let soc = fdt.begin_node("soc")?;
-    fdt.property_string("compatible", "simple-bus")?;
-    fdt.property_null("ranges")?;
     let io_apic = fdt.begin_node("interrupt-controller@fec00000")?;
     fdt.property_string("compatible", "intel,ce4100-ioapic")?;
-    fdt.property_array_u32("reg", &[0, 0xfec0_0000, 0x1000])?;
+    fdt.property_array_u64("reg", &[0xfec0_0000, 0x1000])?;
     fdt.end_node(io_apic)?;
+    let bus = fdt.begin_node("bus")?;
+    fdt.property_string("compatible", "simple-bus")?;
+    fdt.property_null("ranges")?;
     let vmbus = fdt.begin_node("vmbus")?;
     fdt.property_string("compatible", "microsoft,vmbus")?;
     fdt.property_u32("microsoft,vtl", 2)?;
@@ -117,7 +117,7 @@ fn good_tree() -> Result<Vec<u8>, vm_fdt::Error> {
     fdt.property_array_u64("ranges", &[0xf800_0000, 0xf800_0000, 1 << 20])?;
     fdt.property_u32("microsoft,message-connection-id", 4)?;
     fdt.end_node(vmbus)?;
-    fdt.end_node(soc)?;
+    fdt.end_node(bus)?;
     fdt.end_node(root)?;
     fdt.finish()
 }

@@ -38,7 +38,7 @@ pub struct SerialPort {
     pub base: u16,
     /// Baud rate that is set.
     pub current_speed: u32,
-    /// Interrupt cells (number, sense) at the I/O APIC. Without them the port is polled.
+    /// Interrupt cells (number, sense) at the I/O APIC, if the host names them.
     pub interrupt: Option<[u32; 2]>,
 }
 
@@ -79,8 +79,6 @@ impl HostDeviceTree {
                 for child in node.children() {
                     if child.is_compatible("microsoft,vmbus") {
                         self.parse_vmbus(child)?;
-                    } else if child.is_compatible("intel,ce4100-ioapic") {
-                        self.parse_io_apic(child)?;
                     }
                 }
             }
@@ -88,6 +86,8 @@ impl HostDeviceTree {
             for child in node.children() {
                 self.parse_pio_device(child)?;
             }
+        } else if node.is_compatible("intel,ce4100-ioapic") {
+            self.parse_io_apic(node)?;
         } else if node.is_compatible("arm,gic-v3") {
             self.parse_gic(node)?;
         } else if node.is_compatible("arm,sbsa-uart") {
@@ -122,18 +122,25 @@ impl HostDeviceTree {
     }
 
     fn parse_io_apic(&mut self, node: Node<'_>) -> Result<(), HostDtError> {
+        let first_interrupt = match node.property("interrupt-base") {
+            None => 0,
+            Some(_) => require_u32(node, "interrupt-base")?,
+        };
+        // ISA interrupts are at the first one; others have no user in VTL2.
+        if first_interrupt != 0 {
+            return Ok(());
+        }
         if self.io_apic.is_some() {
             return Err(HostDtError::Duplicate { what: "I/O APIC" });
         }
-        // <address (2 cells) size (1 cell)>, as the parent's cells are on a PC.
         let reg = require(node, "reg")?;
         let base = reg
-            .as_u32_list()
-            .filter(|cells| cells.len() == 3)
-            .and_then(|mut cells| Some(u64::from(cells.next()?) << 32 | u64::from(cells.next()?)))
+            .as_u64_list()
+            .filter(|numbers| numbers.len() == 2)
+            .and_then(|mut numbers| numbers.next())
             .filter(|base| base.is_multiple_of(loader_defs::PAGE_SIZE))
             .ok_or_else(|| {
-                HostDtError::property(node, reg, "an aligned 64-bit address and a 32-bit size")
+                HostDtError::property(node, reg, "64-bit base (page aligned) and length")
             })?;
         self.io_apic = Some(IoApic { base });
         Ok(())

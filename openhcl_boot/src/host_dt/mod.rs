@@ -101,7 +101,7 @@ pub struct HostDeviceTree {
     pub vmbus_vtl2: Option<Vmbus>,
     /// 16550 ports; COM3 is VTL2's console.
     pub serial_ports: ArrayVec<SerialPort, MAX_SERIAL_PORTS>,
-    /// I/O APIC (our host says where it is; Hyper-V has none for VTL2).
+    /// I/O APIC with the ISA interrupts (our host says where it is; Hyper-V has none).
     pub io_apic: Option<IoApic>,
     /// Arm: interrupt controller.
     pub gic: Option<Gic>,

@@ -119,19 +119,18 @@ impl HostTree {
             fdt.property_string("compatible", "ns16550")?;
             fdt.property_array_u64("reg", &[0x3e8, 8])?;
             fdt.property_u32("current-speed", 115_200)?;
-            fdt.property_array_u32("interrupts", &[4, 3])?;
             fdt.end_node(serial)?;
             fdt.end_node(pio)?;
         }
-        let bus = fdt.begin_node("soc")?;
-        fdt.property_string("compatible", "simple-bus")?;
-        fdt.property_null("ranges")?;
         if self.extras {
             let io_apic = fdt.begin_node("interrupt-controller@fec00000")?;
             fdt.property_string("compatible", "intel,ce4100-ioapic")?;
-            fdt.property_array_u32("reg", &[0, 0xfec0_0000, 0x1000])?;
+            fdt.property_array_u64("reg", &[0xfec0_0000, 0x1000])?;
             fdt.end_node(io_apic)?;
         }
+        let bus = fdt.begin_node("bus")?;
+        fdt.property_string("compatible", "simple-bus")?;
+        fdt.property_null("ranges")?;
         for (i, (vtl, mmio)) in self.vmbus.iter().enumerate() {
             let vmbus = fdt.begin_node(&alloc::format!("vmbus@{i}"))?;
             fdt.property_string("compatible", "microsoft,vmbus")?;
@@ -186,7 +185,7 @@ fn a_full_tree_is_read() {
         SerialPort {
             base: 0x3e8,
             current_speed: 115_200,
-            interrupt: Some([4, 3])
+            interrupt: None
         }
     );
     assert_eq!(host.io_apic, Some(IoApic { base: 0xfec0_0000 }));

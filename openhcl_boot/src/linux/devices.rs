@@ -17,6 +17,8 @@ const PHANDLE_INTERRUPTS: u32 = 1;
 const SERIAL_CLOCK: u32 = 1_843_200;
 /// Ports of a 16550.
 const SERIAL_PORTS: u32 = 8;
+/// Sense of an ISA interrupt, in the cells of the kernel's I/O APIC binding.
+const ISA_EDGE_RISING: u32 = 3;
 /// Size of the I/O APIC's registers.
 const IO_APIC_SIZE: u32 = 0x1000;
 
@@ -40,8 +42,8 @@ const REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
 /// Size of an SBSA UART's registers.
 const SBSA_UART_SIZE: u64 = 0x1000;
 
-/// I/O APIC and serial ports with interrupts, if the host has said where they are. A
-/// polled port needs no node: the kernel knows the four standard addresses.
+/// I/O APIC and serial ports, if the host has said where they are. Without an I/O APIC a
+/// port needs no node: the kernel knows the standard addresses, and prints by polling.
 pub(super) fn x86_platform(fdt: &mut FdtWriter, partition: &PartitionInfo) -> Result<(), Error> {
     let Some(io_apic) = partition.io_apic else {
         return Ok(());
@@ -59,7 +61,7 @@ pub(super) fn x86_platform(fdt: &mut FdtWriter, partition: &PartitionInfo) -> Re
     // Child <1 port> is port space; 64 KiB of it.
     fdt.property_array_u32("ranges", &[1, 0, 0, 0, 0x1_0000])?;
     for port in &partition.serial_ports {
-        if let Some(interrupt) = port.interrupt {
+        if let Some(interrupt) = port.interrupt.or_else(|| standard_interrupt(port.base)) {
             write_serial(fdt, port, interrupt)?;
         }
     }
@@ -78,6 +80,15 @@ fn write_io_apic(fdt: &mut FdtWriter, io_apic: IoApic) -> Result<(), Error> {
     fdt.property_array_u32("reg", &[high, low, IO_APIC_SIZE])?;
     fdt.property_phandle(PHANDLE_INTERRUPTS)?;
     fdt.end_node(node)
+}
+
+// The host's schema has no interrupt for a port; on a PC the port number tells it.
+fn standard_interrupt(base: u16) -> Option<[u32; 2]> {
+    match base {
+        0x3f8 | 0x3e8 => Some([4, ISA_EDGE_RISING]),
+        0x2f8 | 0x2e8 => Some([3, ISA_EDGE_RISING]),
+        _ => None,
+    }
 }
 
 fn write_serial(fdt: &mut FdtWriter, port: &SerialPort, interrupt: [u32; 2]) -> Result<(), Error> {
