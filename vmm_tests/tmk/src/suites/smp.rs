@@ -116,14 +116,17 @@ pub(super) fn start_all(count: usize) -> CheckResult {
     Ok(())
 }
 
+/// Tells all VPs but the first what to do.
+pub(super) fn command_all(count: usize, command: Command) {
+    for slot in (1..count).filter_map(slot) {
+        slot.command(command);
+    }
+}
+
 /// All VPs make exits at the same time; each must get on.
 fn exit_together(count: usize) -> CheckResult {
     const ROUNDS: u64 = 200;
-    for index in 1..count {
-        if let Some(slot) = slot(index) {
-            slot.command(Command::Cpuid);
-        }
-    }
+    command_all(count, Command::Cpuid);
     let mut result = Ok(());
     for index in 1..count {
         let Some(slot) = slot(index) else { break };
@@ -134,11 +137,7 @@ fn exit_together(count: usize) -> CheckResult {
             result = Err(Failure::new(format_args!("VP {index} hangs")));
         }
     }
-    for index in 1..count {
-        if let Some(slot) = slot(index) {
-            slot.command(Command::Wait);
-        }
-    }
+    command_all(count, Command::Wait);
     result
 }
 

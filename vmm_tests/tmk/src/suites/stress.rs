@@ -24,9 +24,7 @@ pub(super) fn run(c: &mut Context<'_>) {
     });
     memory::fxsave(ScratchPage::FLOATING_POINT);
     let others = || (1..vps).filter_map(slot);
-    for slot in others() {
-        slot.command(Command::Fxrstor);
-    }
+    smp::command_all(vps, Command::Fxrstor);
     for slot in others() {
         slot.wait(|slot| slot.rounds.load(Ordering::Relaxed) > 0);
     }
@@ -41,9 +39,7 @@ pub(super) fn run(c: &mut Context<'_>) {
     let restores: u64 = others()
         .map(|slot| slot.rounds.load(Ordering::Relaxed))
         .sum();
-    for slot in others() {
-        slot.command(Command::Halt);
-    }
+    smp::command_all(vps, Command::Halt);
     c.reporter.note(format_args!(
         "stress: {exits} exits beside {restores} restores"
     ));
