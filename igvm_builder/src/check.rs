@@ -6,16 +6,17 @@
 
 use igvm_defs::{
     IGVM_FIXED_HEADER, IGVM_FIXED_HEADER_V2, IGVM_FORMAT_VERSION_1, IGVM_FORMAT_VERSION_2,
-    IGVM_MAGIC_VALUE, IGVM_VHS_PAGE_DATA, IGVM_VHS_PAGE_TABLE_RELOCATION, IGVM_VHS_PARAMETER_AREA,
-    IGVM_VHS_RELOCATABLE_REGION, IGVM_VHS_SUPPORTED_PLATFORM, IGVM_VHS_VARIABLE_HEADER,
-    IGVM_VHS_VP_CONTEXT, IgvmPlatformType, IgvmVariableHeaderType as Type, VbsVpContextHeader,
-    VbsVpContextRegister,
+    IGVM_MAGIC_VALUE, IGVM_VHS_ERROR_RANGE, IGVM_VHS_PAGE_DATA, IGVM_VHS_PAGE_TABLE_RELOCATION,
+    IGVM_VHS_PARAMETER_AREA, IGVM_VHS_RELOCATABLE_REGION, IGVM_VHS_SUPPORTED_PLATFORM,
+    IGVM_VHS_VARIABLE_HEADER, IGVM_VHS_VP_CONTEXT, IgvmPlatformType,
+    IgvmVariableHeaderType as Type, VbsVpContextHeader, VbsVpContextRegister,
 };
 use thiserror::Error;
 use zerocopy::FromBytes;
 
-/// The largest parameter area that is believed. The largest known one has 256 KiB.
-const PARAMETER_AREA_LIMIT: u64 = 1 << 30;
+/// The largest parameter area or error range that is believed: measuring takes time for
+/// each page. The largest area in known images has 256 KiB.
+const AREA_LIMIT: u64 = 16 << 20;
 
 /// Why a file is not read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -184,10 +185,10 @@ impl Contents<'_> {
             Type::IGVM_VHT_PARAMETER_AREA => {
                 let area: IGVM_VHS_PARAMETER_AREA = read(body)?;
                 expect(
-                    area.number_of_bytes <= PARAMETER_AREA_LIMIT,
+                    area.number_of_bytes <= AREA_LIMIT,
                     "number_of_bytes",
                     area.number_of_bytes.to_string(),
-                    "at most 1 GiB",
+                    "at most 16 MiB",
                 )?;
                 self.check_offset(area.file_offset, area.number_of_bytes as usize)
             }
@@ -196,9 +197,17 @@ impl Contents<'_> {
                 self.check_offset(page.file_offset, loader_defs::PAGE_SIZE as usize)
             }
             Type::IGVM_VHT_VP_CONTEXT => self.check_vp_context(&read(body)?),
+            Type::IGVM_VHT_ERROR_RANGE => {
+                let range: IGVM_VHS_ERROR_RANGE = read(body)?;
+                expect(
+                    u64::from(range.size_bytes) <= AREA_LIMIT,
+                    "size_bytes",
+                    range.size_bytes.to_string(),
+                    "at most 16 MiB",
+                )
+            }
             Type::IGVM_VHT_PARAMETER_INSERT
             | Type::IGVM_VHT_REQUIRED_MEMORY
-            | Type::IGVM_VHT_ERROR_RANGE
             | Type::IGVM_VHT_GUEST_POLICY
             | Type::IGVM_VHT_VP_COUNT_PARAMETER
             | Type::IGVM_VHT_SRAT

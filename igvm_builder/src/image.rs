@@ -491,3 +491,31 @@ impl Pages {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_import_of_a_page_is_refused_with_both_parts() {
+        let mut pages = Pages::default();
+        pages
+            .add(Component::Kernel, 0x10_0000, &[1; 0x2000])
+            .expect("the pages are free");
+
+        let data = pages.add(Component::Initrd, 0x10_1000, &[2]);
+        let parameter = pages.claim(
+            Component::DeviceTree,
+            GpaRange::with_size(0x10_0000, 0x1000),
+        );
+
+        for (result, part, page) in [
+            (data, "initrd", "0x101000"),
+            (parameter, "device-tree", "0x100000"),
+        ] {
+            let error = result.expect_err("the page is taken").to_string();
+            assert!(error.contains("kernel"), "{error}");
+            assert!(error.contains(part) && error.contains(page), "{error}");
+        }
+    }
+}

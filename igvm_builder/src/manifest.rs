@@ -74,8 +74,9 @@ impl ResourceName {
     }
 }
 
-/// An accepted manifest.
+/// An accepted manifest. Its values are consistent, so only [`Manifest::parse`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Manifest {
     /// Security version number.
     pub svn: u32,

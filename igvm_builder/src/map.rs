@@ -87,12 +87,13 @@ impl Class {
             Component::CommandLine
             | Component::ImportedRegions
             | Component::Vtl2Config
-            | Component::Vtl0Config
-            | Component::PageHashes => Self::Config,
+            | Component::Vtl0Config => Self::Config,
             Component::Slit | Component::Pptt | Component::DeviceTree => Self::Host,
-            Component::Log | Component::Heap | Component::Reserved | Component::PersistedState => {
-                Self::Scratch
-            }
+            Component::Log
+            | Component::PageHashes
+            | Component::Heap
+            | Component::Reserved
+            | Component::PersistedState => Self::Scratch,
             Component::Free => Self::Free,
         }
     }
@@ -122,20 +123,22 @@ impl Class {
     }
 }
 
-/// Look of the picture: light and dark, by the reader's preference.
+/// Look of the picture: light, or dark where the viewer knows and asks for it. No custom
+/// properties, because not every viewer of SVG files has them.
 const STYLE: &str = "\
-svg{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;background:var(--paper);\
---paper:#fff;--ink:#1b1f24;--soft:#59636e;--line:#d1d9e0;--code:#2f6fd0;--data:#1a8f7c;\
---boot:#8250df;--config:#b8488f;--host:#d9822b;--scratch:#9aa4af;--free:#e9edf1}\
-@media (prefers-color-scheme:dark){svg{--paper:#14181d;--ink:#e6edf3;--soft:#9aa5b1;\
---line:#343b43;--code:#5b95ee;--data:#35b29c;--boot:#a988f0;--config:#d873b4;--host:#eba15a;\
---scratch:#6d7781;--free:#262c33}}\
-text{fill:var(--ink)}.soft{fill:var(--soft)}.mono{font-family:ui-monospace,'DejaVu Sans Mono',\
-Menlo,Consolas,monospace;font-size:12px}.title{font-size:20px;font-weight:600}\
-.name{font-weight:600}.end{text-anchor:end}.mid{text-anchor:middle}\
-.code{fill:var(--code)}.data{fill:var(--data)}.boot{fill:var(--boot)}.config{fill:var(--config)}\
-.host{fill:var(--host)}.scratch{fill:var(--scratch)}.free{fill:var(--free)}\
-.link{opacity:.16}.rule{stroke:var(--line);stroke-width:1}.frame{fill:none;stroke:var(--soft)}";
+svg{font:13px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\
+.mono{font-family:ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;font-size:12px}\
+.title{font-size:20px;font-weight:600}.name{font-weight:600}\
+.end{text-anchor:end}.mid{text-anchor:middle}.link{opacity:.16}\
+.piece{stroke:#fff;stroke-width:.4}.paper{fill:#fff}text{fill:#1b1f24}.soft{fill:#59636e}.rule{stroke:#d1d9e0}\
+.frame{fill:none;stroke:#59636e}\
+.code{fill:#2f6fd0}.data{fill:#1a8f7c}.boot{fill:#8250df}.config{fill:#b8488f}\
+.host{fill:#d9822b}.scratch{fill:#9aa4af}.free{fill:#dfe5ea}\
+@media (prefers-color-scheme:dark){\
+.piece{stroke:#14181d}.paper{fill:#14181d}text{fill:#e6edf3}.soft{fill:#9aa5b1}.rule{stroke:#343b43}\
+.frame{stroke:#9aa5b1}\
+.code{fill:#5b95ee}.data{fill:#35b29c}.boot{fill:#a988f0}.config{fill:#d873b4}\
+.host{fill:#eba15a}.scratch{fill:#6d7781}.free{fill:#2d343b}}";
 
 /// Width of the picture.
 const WIDTH: f64 = 1080.0;
@@ -169,7 +172,8 @@ pub fn svg(description: &Description) -> String {
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {total}\" \
          width=\"{WIDTH}\" height=\"{total}\" role=\"img\">\n<title>Memory layout of an IGVM \
-         image</title>\n<style>{STYLE}</style>\n"
+         image</title>\n<style>{STYLE}</style>\n<rect class=\"paper\" width=\"{WIDTH}\" \
+         height=\"{total}\"/>\n"
     );
     text_at(
         &mut out,
@@ -261,7 +265,7 @@ fn strip_piece(out: &mut String, part: &Part, from: f64, to: f64, row: f64) {
     let tall = (to - from).max(0.75);
     let _ = writeln!(
         out,
-        "<rect class=\"{class}\" x=\"{STRIP}\" y=\"{from:.2}\" width=\"{STRIP_WIDTH}\" \
+        "<rect class=\"{class} piece\" x=\"{STRIP}\" y=\"{from:.2}\" width=\"{STRIP_WIDTH}\" \
          height=\"{tall:.2}\"><title>{} {}</title></rect>\n<path class=\"{class} link\" \
          d=\"M{left} {from:.2}C{middle} {from:.2} {middle} {top} {right} {top}V{bottom}C{middle} \
          {bottom} {middle} {to:.2} {left} {to:.2}Z\"/>",

@@ -165,16 +165,6 @@ impl Image {
         self.page_of(*self.pages.get(&gpa)?)
     }
 
-    /// The part that an address belongs to.
-    pub fn component_at(&self, gpa: u64) -> (Component, u64) {
-        self.components
-            .iter()
-            .find(|(_, range)| range.contains(gpa))
-            .map_or((Component::Unknown, 0), |(component, range)| {
-                (*component, range.start)
-            })
-    }
-
     /// The place of a part.
     pub fn place(&self, component: Component) -> Option<GpaRange> {
         self.components
@@ -234,10 +224,7 @@ impl Image {
     /// Finds the shim's parameters, see the module's text.
     fn find_shim(&self) -> Option<(u64, ShimParamsRaw)> {
         let memory = self.required_memory()?;
-        let distance = self.register(|r| match r {
-            X86Register::Rsi(value) => Some(*value),
-            _ => None,
-        })?;
+        let distance = self.shim_params_distance()?;
         self.pages_in(memory).find_map(|(gpa, page)| {
             // A zero page cannot be it, and there are many.
             if page.data.is_empty() {
@@ -295,7 +282,7 @@ impl Image {
             let start = range.map_or(gpa, |r: GpaRange| r.start);
             Some(GpaRange {
                 start,
-                end: gpa + PAGE_SIZE,
+                end: gpa.saturating_add(PAGE_SIZE),
             })
         });
 
@@ -312,7 +299,7 @@ impl Image {
             (Component::Initrd, initrd),
             (
                 Component::ShimParams,
-                page_of(base.checked_add_signed(self.shim_params_offset()?)?)?,
+                page_of(base.checked_add(self.shim_params_distance()?)?)?,
             ),
             (
                 Component::CommandLine,
@@ -362,12 +349,12 @@ impl Image {
         Some(parts)
     }
 
-    fn shim_params_offset(&self) -> Option<i64> {
+    /// What the shim finds in RSI: how far its parameters are behind its image base.
+    fn shim_params_distance(&self) -> Option<u64> {
         self.register(|r| match r {
             X86Register::Rsi(value) => Some(*value),
             _ => None,
         })
-        .map(u64::cast_signed)
     }
 
     /// Runs of pages without a name.
@@ -375,7 +362,7 @@ impl Image {
         let mut runs: Vec<GpaRange> = Vec::new();
         for gpa in self.pages.keys() {
             match runs.last_mut() {
-                Some(run) if run.end == *gpa => run.end += PAGE_SIZE,
+                Some(run) if run.end == *gpa => run.end = gpa.saturating_add(PAGE_SIZE),
                 _ => runs.push(GpaRange::with_size(*gpa, PAGE_SIZE)),
             }
         }

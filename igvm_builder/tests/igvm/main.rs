@@ -1,0 +1,10 @@
+//! The library from outside: images are built from small hand-made programs and read
+//! back.
+
+mod build;
+mod cli;
+mod compare;
+mod elf;
+mod hostile;
+mod manifest;
+mod synthetic;
