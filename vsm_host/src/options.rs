@@ -10,6 +10,9 @@ use vsm_host_defs::OPTION_BOOTARGS_SEPARATOR;
 use vsm_host_defs::OPTION_PARK;
 use vsm_host_defs::OPTION_VTL2_MEMORY;
 
+const SIZE_FORM: &str = "a number with suffix K, M or G, not 0 and a multiple of 4K";
+const OPTIONS: &str = "vtl2_memory=SIZE, park=on|off, or -- before the arguments for the image";
+
 /// What the person who started the machine asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options<'a> {
@@ -34,39 +37,15 @@ impl Default for Options<'_> {
 /// Why the command line cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum OptionError<'a> {
-    /// Not an option of the host.
-    #[error(
-        "host option: found {found:?}, expected {OPTION_VTL2_MEMORY}SIZE, {OPTION_PARK}on|off, or \
-         {OPTION_BOOTARGS_SEPARATOR} before the arguments for the image"
-    )]
-    Unknown {
-        /// The word.
-        found: &'a str,
-    },
-    /// A size that is none.
-    #[error(
-        "host option {option}: found {found:?}, expected a number of bytes with suffix K, M or G, \
-         not 0 and a multiple of 4K"
-    )]
-    Size {
-        /// The option.
-        option: &'static str,
+    /// A word that is no option, or an option with a wrong value.
+    #[error("host option {option}: found {found:?}, expected {expected}")]
+    Word {
+        /// The option, or what is instead of one.
+        option: &'a str,
         /// Its value.
         found: &'a str,
-    },
-    /// A switch that is neither on nor off.
-    #[error("host option {option}: found {found:?}, expected on or off")]
-    Switch {
-        /// The option.
-        option: &'static str,
-        /// Its value.
-        found: &'a str,
-    },
-    /// An option that was given before.
-    #[error("host option {option}: given twice, expected once")]
-    Repeated {
-        /// The option.
-        option: &'static str,
+        /// What it could be.
+        expected: &'static str,
     },
     /// Bytes that are not text.
     #[error("host command line: found a byte that is not UTF-8 at offset {offset}, expected text")]
@@ -88,38 +67,34 @@ impl<'a> Options<'a> {
     /// Reads a command line.
     pub fn parse(command_line: &'a str) -> Result<Self, OptionError<'a>> {
         let (host, bootargs) = split_bootargs(command_line);
-        let mut vtl2_memory = None;
-        let mut park = None;
+        let mut options = Self {
+            bootargs,
+            ..Self::default()
+        };
+        let mut seen = [false; 2];
         for word in host.split_ascii_whitespace() {
-            if let Some(value) = word.strip_prefix(OPTION_VTL2_MEMORY) {
-                let size = parse_size(value)
-                    .filter(|size| *size != 0 && size.is_multiple_of(PAGE_SIZE))
-                    .ok_or(OptionError::Size {
-                        option: OPTION_VTL2_MEMORY,
-                        found: value,
-                    })?;
-                set_once(&mut vtl2_memory, size, OPTION_VTL2_MEMORY)?;
-            } else if let Some(value) = word.strip_prefix(OPTION_PARK) {
-                let on = match value {
-                    "on" => true,
-                    "off" => false,
-                    found => {
-                        return Err(OptionError::Switch {
-                            option: OPTION_PARK,
-                            found,
-                        });
-                    }
+            let (index, option, found, expected) =
+                if let Some(value) = word.strip_prefix(OPTION_VTL2_MEMORY) {
+                    options.vtl2_memory = parse_size(value);
+                    let expected = options.vtl2_memory.is_none().then_some(SIZE_FORM);
+                    (0, OPTION_VTL2_MEMORY, value, expected)
+                } else if let Some(value) = word.strip_prefix(OPTION_PARK) {
+                    options.park = value == "on";
+                    let expected = (!["on", "off"].contains(&value)).then_some("on or off");
+                    (1, OPTION_PARK, value, expected)
+                } else {
+                    (0, word, "", Some(OPTIONS))
                 };
-                set_once(&mut park, on, OPTION_PARK)?;
-            } else {
-                return Err(OptionError::Unknown { found: word });
+            let repeated = core::mem::replace(&mut seen[index], true).then_some("it only once");
+            if let Some(expected) = expected.or(repeated) {
+                return Err(OptionError::Word {
+                    option,
+                    found,
+                    expected,
+                });
             }
         }
-        Ok(Self {
-            vtl2_memory,
-            park: park.unwrap_or(true),
-            bootargs,
-        })
+        Ok(options)
     }
 }
 
@@ -141,18 +116,7 @@ fn split_bootargs(command_line: &str) -> (&str, &str) {
     (command_line, "")
 }
 
-fn set_once<'a, T>(
-    slot: &mut Option<T>,
-    value: T,
-    option: &'static str,
-) -> Result<(), OptionError<'a>> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(OptionError::Repeated { option }),
-    }
-}
-
-/// A decimal number with an optional suffix.
+/// A decimal number with an optional suffix, for a size in whole pages.
 fn parse_size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 10),
@@ -164,7 +128,8 @@ fn parse_size(text: &str) -> Option<u64> {
     if !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+    let size = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+    (size != 0 && size.is_multiple_of(PAGE_SIZE)).then_some(size)
 }
 
 #[cfg(test)]
@@ -208,6 +173,8 @@ mod tests {
             "+4K",
             "4T",
             "4 K",
+            "5000",
+            "0",
             "99999999999999G",
             "0x1000",
         ] {
@@ -218,12 +185,18 @@ mod tests {
     #[test]
     fn wrong_options_are_refused_by_name() {
         for (line, part) in [
-            ("vtl2_memroy=64M", "\"vtl2_memroy=64M\""),
+            ("vtl2_memroy=64M", "host option vtl2_memroy=64M"),
             ("vtl2_memory=5000", "multiple of 4K"),
             ("vtl2_memory=0", "not 0"),
             ("park=maybe", "on or off"),
-            ("park=on park=on", "given twice"),
-            ("park=on --x", "\"--x\""),
+            (
+                "park=on park=off",
+                "park=: found \"off\", expected it only once",
+            ),
+            (
+                "park=on --x",
+                "option --x: found \"\", expected vtl2_memory=SIZE",
+            ),
         ] {
             let error = Options::parse(line).unwrap_err().to_string();
             assert!(error.contains(part), "{line}: {error}");

@@ -28,145 +28,132 @@ pub enum Place {
     FixedHeader,
     /// The file as a whole.
     File,
+    /// Not the file but the machine or the host's options.
+    Machine,
     /// A platform header.
     Platform(u32, HeaderType),
     /// An initialization header.
     Initialization(u32, HeaderType),
     /// A directive.
     Directive(u32, HeaderType),
-    /// Not the file but the machine or the host's options.
-    Machine,
 }
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[expect(
-    missing_docs,
-    reason = "the message of each variant is its documentation"
-)]
 pub enum Reason {
-    #[error("the file ends too early")]
-    Truncated,
-    #[error("magic number")]
-    Magic,
-    #[error("format version")]
-    FormatVersion,
-    #[error("architecture")]
-    Architecture,
-    #[error("page size")]
-    PageSize,
-    #[error("offset of the variable headers")]
-    HeaderOffset,
-    #[error("size of the variable headers")]
-    HeaderSize,
-    #[error("file size")]
-    FileSize,
-    #[error("CRC-32 of the headers")]
-    Checksum,
-    #[error("length of the header")]
-    HeaderLength,
-    #[error("padding behind the header")]
-    Padding,
-    #[error("header out of order")]
-    Order,
-    #[error("header type that the host does not know and may not skip")]
-    UnknownHeader,
-    #[error("header that this platform does not have")]
-    Unsupported,
-    #[error("reserved field")]
-    Reserved,
-    #[error("compatibility mask")]
-    CompatibilityMask,
-    #[error("no platform of the file is one that the host offers")]
-    NoPlatform,
-    #[error("platform given a second time")]
-    PlatformRepeated,
-    #[error("platform version")]
-    PlatformVersion,
-    #[error("highest VTL")]
-    HighestVtl,
-    #[error("shared GPA boundary")]
-    SharedBoundary,
+    /// A field that has another value than it may have.
     #[error("{0}")]
     Field(&'static str),
+    /// A field that is no multiple of its alignment.
     #[error("{0} is not aligned")]
     Unaligned(&'static str),
-    #[error("{0} leaves the address space")]
-    AddressSpace(&'static str),
+    /// More of something than the host can keep.
     #[error("too many {0}")]
     TooMany(&'static str),
-    #[error("file data")]
-    FileData,
-    #[error("page data type")]
-    PageDataType,
-    #[error("overlap")]
-    Overlap,
-    #[error("memory that is not RAM")]
-    NotRam,
-    #[error("memory of the host")]
-    HostMemory,
-    #[error("memory that is in use while the image is loaded")]
-    Busy,
-    #[error("parameter area declared a second time")]
-    AreaRepeated,
-    #[error("parameter area that is not declared")]
-    AreaUnknown,
-    #[error("parameter area that is already inserted")]
-    AreaInserted,
-    #[error("parameter does not fit into its area")]
-    ParameterSize,
-    #[error("parameter insert inside the page tables")]
-    InsertInPageTables,
-    #[error("VP context")]
-    VpContext,
+    /// A register that VP 0 cannot start with.
     #[error("register {0:?}")]
     Register(HvRegisterName),
-    #[error("VTL2 memory")]
-    Vtl2Memory,
-    #[error("no place for the image")]
-    NoPlace,
+    /// Page tables that cannot be moved.
     #[error("page tables: {0}")]
     PageTables(&'static str),
-    #[error("host device tree")]
-    DeviceTree,
-    #[error("number of VPs")]
-    NoVp,
+    /// A header that belongs into an earlier section.
+    #[error("header out of order")]
+    Order,
+    /// A header of the future.
+    #[error("header type that the host does not know and may not skip")]
+    UnknownHeader,
+    /// Something that belongs to another platform.
+    #[error("not of this platform")]
+    Platform,
+    /// A file offset that leads nowhere.
+    #[error("file data")]
+    FileData,
+    /// Two headers want the same memory, index or role.
+    #[error("overlap")]
+    Overlap,
+    /// Memory that the machine does not have.
+    #[error("memory that is not RAM")]
+    NotRam,
+    /// Memory that the host keeps.
+    #[error("memory of the host")]
+    HostMemory,
+    /// Memory that the host still reads from.
+    #[error("memory that is in use while the image is loaded")]
+    Busy,
+    /// A parameter area that is unknown, known already or used up.
+    #[error("parameter area")]
+    ParameterArea,
+    /// A parameter that is larger than the room for it.
+    #[error("parameter does not fit into its area")]
+    ParameterSize,
+    /// VTL2 has no memory, or it is in pieces.
+    #[error("VTL2 memory")]
+    Vtl2Memory,
+    /// The image fits nowhere.
+    #[error("no place for the image")]
+    NoPlace,
 }
 
 /// A value in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// A number.
+    /// A number; hexadecimal from 10.
     Number(u64),
-    /// A number or address, hexadecimal.
-    Hex(u64),
-    /// Some bytes.
-    Bytes(u64),
-    /// A lower limit, hexadecimal.
-    AtLeast(u64),
-    /// An upper limit, hexadecimal.
-    AtMost(u64),
-    /// An alignment.
-    MultipleOf(u64),
+    /// Words.
+    Text(&'static str),
     /// Addresses or file offsets.
     Range(MemoryRange),
     /// Something inside of a range.
     Within(MemoryRange),
+    /// A lower limit.
+    AtLeast(u64),
+    /// An upper limit.
+    AtMost(u64),
+    /// An alignment.
+    MultipleOf(u64),
     /// Another header and the memory that is its.
     HeaderAt(Place, MemoryRange),
-    /// Words.
-    Text(&'static str),
 }
 
 impl Reason {
     /// Completes the error.
-    pub(crate) fn at(self, place: Place, found: Detail, expected: Detail) -> ImageError {
+    pub(crate) fn at(
+        self,
+        place: Place,
+        found: impl Into<Detail>,
+        expected: impl Into<Detail>,
+    ) -> ImageError {
+        let (found, expected, reason) = (found.into(), expected.into(), self);
         ImageError {
             place,
-            reason: self,
+            reason,
             found,
             expected,
         }
+    }
+}
+
+impl From<u64> for Detail {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<u32> for Detail {
+    fn from(number: u32) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl From<&'static str> for Detail {
+    fn from(text: &'static str) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<MemoryRange> for Detail {
+    fn from(range: MemoryRange) -> Self {
+        Self::Range(range)
     }
 }
 
@@ -180,60 +167,54 @@ impl fmt::Display for Place {
             Self::Initialization(index, kind) => ("initialization header", index, kind),
             Self::Directive(index, kind) => ("directive", index, kind),
         };
-        write!(f, "{section} {index} ({})", Name(kind))
+        match header_name(kind) {
+            Some(name) => write!(f, "{section} {index} ({name})"),
+            None => write!(f, "{section} {index} (type {:#x})", kind.0),
+        }
     }
 }
 
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Number(n) => write!(f, "{n}"),
-            Self::Hex(n) => write!(f, "{n:#x}"),
-            Self::Bytes(n) => write!(f, "{n} bytes"),
+            Self::Number(n) if n < 10 => write!(f, "{n}"),
+            Self::Number(n) => write!(f, "{n:#x}"),
+            Self::Text(text) => f.write_str(text),
+            Self::Range(range) => write!(f, "{range}"),
+            Self::Within(range) => write!(f, "something within {range}"),
             Self::AtLeast(n) => write!(f, "at least {n:#x}"),
             Self::AtMost(n) => write!(f, "at most {n:#x}"),
             Self::MultipleOf(n) => write!(f, "a multiple of {n:#x}"),
-            Self::Range(range) => write!(f, "{range}"),
-            Self::Within(range) => write!(f, "something within {range}"),
             Self::HeaderAt(place, range) => write!(f, "nothing of {range}, which {place} has"),
-            Self::Text(text) => f.write_str(text),
         }
     }
 }
 
-/// Prints the name of a header type, or its number.
-struct Name(HeaderType);
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            HeaderType::IGVM_VHT_SUPPORTED_PLATFORM => "SupportedPlatform",
-            HeaderType::IGVM_VHT_GUEST_POLICY => "GuestPolicy",
-            HeaderType::IGVM_VHT_RELOCATABLE_REGION => "RelocatableRegion",
-            HeaderType::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION => "PageTableRelocationRegion",
-            HeaderType::IGVM_VHT_CCA_POLICY => "CcaPolicy",
-            HeaderType::IGVM_VHT_VERSION_STRING => "VersionString",
-            HeaderType::IGVM_VHT_PARAMETER_AREA => "ParameterArea",
-            HeaderType::IGVM_VHT_PAGE_DATA => "PageData",
-            HeaderType::IGVM_VHT_PARAMETER_INSERT => "ParameterInsert",
-            HeaderType::IGVM_VHT_VP_CONTEXT => "VpContext",
-            HeaderType::IGVM_VHT_REQUIRED_MEMORY => "RequiredMemory",
-            HeaderType::IGVM_VHT_VP_COUNT_PARAMETER => "VpCount",
-            HeaderType::IGVM_VHT_SRAT => "Srat",
-            HeaderType::IGVM_VHT_MADT => "Madt",
-            HeaderType::IGVM_VHT_MMIO_RANGES => "MmioRanges",
-            HeaderType::IGVM_VHT_SNP_ID_BLOCK => "SnpIdBlock",
-            HeaderType::IGVM_VHT_MEMORY_MAP => "MemoryMap",
-            HeaderType::IGVM_VHT_ERROR_RANGE => "ErrorRange",
-            HeaderType::IGVM_VHT_COMMAND_LINE => "CommandLine",
-            HeaderType::IGVM_VHT_SLIT => "Slit",
-            HeaderType::IGVM_VHT_PPTT => "Pptt",
-            HeaderType::IGVM_VHT_VBS_MEASUREMENT => "VbsMeasurement",
-            HeaderType::IGVM_VHT_DEVICE_TREE => "DeviceTree",
-            HeaderType::IGVM_VHT_ENVIRONMENT_INFO_PARAMETER => "EnvironmentInfo",
-            HeaderType(0x104) => "CorimDocument",
-            HeaderType(0x105) => "CorimSignature",
-            HeaderType(number) => return write!(f, "type {number:#x}"),
-        })
-    }
+fn header_name(kind: HeaderType) -> Option<&'static str> {
+    Some(match kind {
+        HeaderType::IGVM_VHT_SUPPORTED_PLATFORM => "SupportedPlatform",
+        HeaderType::IGVM_VHT_GUEST_POLICY => "GuestPolicy",
+        HeaderType::IGVM_VHT_RELOCATABLE_REGION => "RelocatableRegion",
+        HeaderType::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION => "PageTableRelocationRegion",
+        HeaderType::IGVM_VHT_CCA_POLICY => "CcaPolicy",
+        HeaderType::IGVM_VHT_PARAMETER_AREA => "ParameterArea",
+        HeaderType::IGVM_VHT_PAGE_DATA => "PageData",
+        HeaderType::IGVM_VHT_PARAMETER_INSERT => "ParameterInsert",
+        HeaderType::IGVM_VHT_VP_CONTEXT => "VpContext",
+        HeaderType::IGVM_VHT_REQUIRED_MEMORY => "RequiredMemory",
+        HeaderType::IGVM_VHT_VP_COUNT_PARAMETER => "VpCount",
+        HeaderType::IGVM_VHT_SRAT => "Srat",
+        HeaderType::IGVM_VHT_MADT => "Madt",
+        HeaderType::IGVM_VHT_MMIO_RANGES => "MmioRanges",
+        HeaderType::IGVM_VHT_SNP_ID_BLOCK => "SnpIdBlock",
+        HeaderType::IGVM_VHT_MEMORY_MAP => "MemoryMap",
+        HeaderType::IGVM_VHT_ERROR_RANGE => "ErrorRange",
+        HeaderType::IGVM_VHT_COMMAND_LINE => "CommandLine",
+        HeaderType::IGVM_VHT_SLIT => "Slit",
+        HeaderType::IGVM_VHT_PPTT => "Pptt",
+        HeaderType::IGVM_VHT_VBS_MEASUREMENT => "VbsMeasurement",
+        HeaderType::IGVM_VHT_DEVICE_TREE => "DeviceTree",
+        HeaderType::IGVM_VHT_ENVIRONMENT_INFO_PARAMETER => "EnvironmentInfo",
+        _ => return None,
+    })
 }

@@ -20,21 +20,17 @@ pub(crate) mod test_image;
 #[cfg(test)]
 mod tests;
 
-pub use error::Detail;
-pub use error::ImageError;
-pub use error::Place;
-pub use error::Reason;
+pub use error::{Detail, ImageError, Place, Reason};
 pub use vp_context::InitialContext;
 
 use crate::options::Options;
 use crate::params::Parameters;
-use crate::platform::MachineInfo;
-use crate::platform::MemoryRange;
+use crate::platform::{MachineInfo, MemoryRange};
 use alloc::vec::Vec;
+use hv_defs::registers::HvRegisterName;
 use igvm_defs::IgvmVariableHeaderType;
 use page_tables::RewrittenTables;
-use relocation::Layout;
-use scan::Image;
+use relocation::{Layout, Placement};
 use scan::Run;
 
 /// Writes the memory of the machine. The plan only writes RAM that is not the host's.
@@ -103,76 +99,63 @@ pub fn plan<'a>(
 ) -> Result<LoadPlan<'a>, ImageError> {
     let vps = machine.vps(options.park);
     if vps.is_empty() {
-        let expected = Detail::Text("at least 1, beside the first CPU, which is parked");
-        return Err(Reason::NoVp.at(Place::Machine, Detail::Number(0), expected));
+        let expected = "at least 1, beside the first CPU, which is parked";
+        return Err(Reason::Field("number of VPs").at(Place::Machine, 0u64, expected));
     }
-    let Image {
-        regions,
-        page_tables,
-        required,
-        mut runs,
-        deposits,
-        context,
-    } = scan::scan(header::File::parse(file)?)?;
-    let Some((context_place, mut context)) = context else {
-        let expected = Detail::Text("a VpContext directive for VP 0 in VTL2");
-        return Err(Reason::VpContext.at(Place::File, Detail::Text("none"), expected));
+    let mut image = scan::scan(header::File::parse(file)?)?;
+    let Some((context_place, mut context)) = image.context else {
+        let expected = "a VpContext directive for VP 0 in VTL2";
+        return Err(Reason::Field("VP context").at(Place::File, "none", expected));
     };
-
+    relocation::check_overlaps(&mut image.runs)?;
     let layout = Layout {
-        regions: &regions,
-        page_tables: page_tables.as_ref(),
-        required: &required,
+        regions: &image.regions,
+        page_tables: image.page_tables.as_ref(),
+        required: &image.required,
     };
-    let placement = layout.place(machine, options, &runs)?;
-    let offset = placement.offset;
-    let rewritten = match page_tables {
+    let Placement {
+        offset,
+        vtl2_memory,
+        moved,
+    } = layout.place(machine, options, &image.runs)?;
+    let state = &mut context.state;
+    let page_tables = match &image.page_tables {
         Some(tables) if offset != 0 => Some(page_tables::relocate(
-            &tables,
-            &mut runs,
+            tables,
+            &image.runs,
             context_place,
-            &context.state,
+            state,
             offset,
-            &placement.moved,
+            &moved,
         )?),
         _ => None,
     };
-    layout.relocate_runs(&mut runs, offset);
-    relocation::check_memory(&mut runs, machine)?;
-    layout.relocate_registers(&mut context.state, offset);
-    if let Some(tables) = &rewritten {
-        context.state.cr3 = tables.cr3;
+    layout.relocate_runs(&mut image.runs, offset);
+    relocation::check_memory(&image.runs, machine)?;
+    layout.relocate_registers(state, offset);
+    if let Some(tables) = &page_tables {
+        state.cr3 = tables.cr3;
     }
-    if !placement.vtl2_memory.contains(context.state.rip) {
-        let (found, expected) = (context.state.rip, placement.vtl2_memory);
-        return Err(
-            Reason::Register(hv_defs::registers::HvRegisterName::RIP).at(
-                context_place,
-                Detail::Hex(found),
-                Detail::Within(expected),
-            ),
-        );
+    if !vtl2_memory.contains(state.rip) {
+        let reason = Reason::Register(HvRegisterName::RIP);
+        return Err(reason.at(context_place, state.rip, Detail::Within(vtl2_memory)));
     }
-
     let parameters = Parameters {
         machine,
         vps: &vps,
-        vtl2_memory: placement.vtl2_memory,
+        vtl2_memory,
         bootargs: options.bootargs,
     };
-    let parameters = deposits
-        .iter()
-        .map(|deposit| {
-            let start = layout.relocated(deposit.room.start(), offset);
-            Ok((start, parameter(&parameters, deposit)?))
-        })
-        .collect::<Result<_, ImageError>>()?;
+    let deposits = image.deposits.iter().map(|deposit| {
+        let address = layout.relocated(deposit.room.start(), offset);
+        Ok((address, parameter(&parameters, deposit)?))
+    });
     Ok(LoadPlan {
-        runs,
-        page_tables: rewritten,
-        parameters,
+        parameters: deposits.collect::<Result<_, ImageError>>()?,
+        runs: image.runs,
+        page_tables,
         context,
-        vtl2_memory: placement.vtl2_memory,
+        vtl2_memory,
         offset,
     })
 }
@@ -191,17 +174,14 @@ fn parameter(parameters: &Parameters<'_>, deposit: &scan::Deposit) -> Result<Vec
         T::IGVM_VHT_MEMORY_MAP => parameters.memory_map(),
         T::IGVM_VHT_COMMAND_LINE => parameters.command_line(),
         // The scan lets only parameters become deposits; this is the last kind.
-        _ => parameters.device_tree().map_err(|what| {
-            let expected = Detail::Text("a tree that can be written");
-            Reason::DeviceTree.at(deposit.place, Detail::Text(what), expected)
+        _ => parameters.device_tree().map_err(|found| {
+            let reason = Reason::Field("host device tree");
+            reason.at(deposit.place, found, "a tree that can be written")
         })?,
     };
-    if bytes.len() as u64 > deposit.room.size() {
-        return Err(Reason::ParameterSize.at(
-            deposit.place,
-            Detail::Bytes(bytes.len() as u64),
-            Detail::AtMost(deposit.room.size()),
-        ));
+    let (size, room) = (bytes.len() as u64, deposit.room.size());
+    if size > room {
+        return Err(Reason::ParameterSize.at(deposit.place, size, Detail::AtMost(room)));
     }
     Ok(bytes)
 }

@@ -11,16 +11,11 @@
 //! reached once only (this is also what ends the walk), must lie in the region, and a
 //! leaf that moves must have been an identity mapping.
 
-use super::error::Detail;
-use super::error::Detail::{AtMost, Bytes, Hex, MultipleOf, Number, Text};
-use super::error::ImageError;
-use super::error::Place;
-use super::error::Reason;
-use super::scan::PageTableRegion;
-use super::scan::Run;
+use super::error::Detail::{AtLeast, AtMost, MultipleOf, Within};
+use super::error::{Detail, ImageError, Place, Reason};
+use super::scan::{PageTableRegion, Run};
 use super::vp_context::CR4_LA57;
-use crate::platform::MemoryRange;
-use crate::platform::PAGE_SIZE;
+use crate::platform::{MemoryRange, PAGE_SIZE};
 use alloc::vec;
 use alloc::vec::Vec;
 use hv_defs::registers::HvRegisterName;
@@ -61,52 +56,60 @@ struct Tables<'a> {
     place: Place,
 }
 
-/// Takes the page table region out of `runs` (addresses as built) and yields its content
-/// for `offset`.
+/// Yields the content of the page table region for `offset`. `runs` have their addresses
+/// as built and are disjoint.
 pub(crate) fn relocate(
     tables: &PageTableRegion,
-    runs: &mut Vec<Run<'_>>,
+    runs: &[Run<'_>],
     context_place: Place,
     state: &HvInitialVpContext,
     offset: i64,
     moved: &[MemoryRange],
 ) -> Result<RewrittenTables, ImageError> {
     let (place, region) = (tables.place, tables.range);
+    let refuse = |what, n: u64, expected| Err(Reason::PageTables(what).at(place, n, expected));
     if region.size() > MAX_REGION_SIZE {
-        let (found, most) = (Bytes(region.size()), AtMost(MAX_REGION_SIZE));
-        return Err(Reason::PageTables("size of the region").at(place, found, most));
+        return refuse("size of the region", region.size(), AtMost(MAX_REGION_SIZE));
     }
     if state.cr4 & CR4_LA57 != 0 {
-        let (reason, expected) = (
-            Reason::Register(HvRegisterName::CR4),
-            Text("4 levels (LA57 clear)"),
-        );
-        return Err(reason.at(context_place, Hex(state.cr4), expected));
+        let reason = Reason::Register(HvRegisterName::CR4);
+        return Err(reason.at(context_place, state.cr4, "LA57 clear (4 levels)"));
     }
     let root = state.cr3 & !(PAGE_SIZE - 1);
     let used = MemoryRange::new(region.start(), region.start() + tables.used);
     if !used.contains(root) {
         let reason = Reason::Register(HvRegisterName::CR3);
-        return Err(reason.at(context_place, Hex(state.cr3), Detail::Within(used)));
+        return Err(reason.at(context_place, state.cr3, Within(used)));
     }
+    let mut bytes = vec![0; region.size() as usize];
+    for run in runs.iter().filter(|run| region.covers(run.range)) {
+        if let Some(data) = run.data {
+            let start = (run.range.start() - region.start()) as usize;
+            bytes[start..start + data.len()].copy_from_slice(data);
+        }
+    }
+    if let Some(position) = bytes[tables.used as usize..]
+        .iter()
+        .position(|byte| *byte != 0)
+    {
+        let expected = Detail::Text("zeros behind the used size");
+        return refuse("byte at", used.end() + position as u64, expected);
+    }
+    let index = |address: u64| ((address - region.start()) / PAGE_SIZE) as usize;
     let mut tables = Tables {
-        bytes: content(runs, region, tables.used, place)?,
+        bytes,
         region,
         used,
         offset,
         moved,
-        visited: vec![false; (region.size() / PAGE_SIZE) as usize],
-        free: (tables.used / PAGE_SIZE..region.size() / PAGE_SIZE)
-            .map(|index| index as usize)
-            .rev()
-            .collect(),
+        visited: vec![false; index(region.end())],
+        free: (index(used.end())..index(region.end())).rev().collect(),
         leaves: Vec::new(),
         place,
     };
-    let root_index = tables.index_of(root).unwrap_or(0);
-    tables.take_out(root_index, ROOT_LEVEL, 0)?;
+    tables.take_out(index(root), ROOT_LEVEL, 0)?;
     for leaf in core::mem::take(&mut tables.leaves) {
-        tables.put(root_index, &leaf)?;
+        tables.put(index(root), &leaf)?;
     }
     Ok(RewrittenTables {
         address: region.start().wrapping_add_signed(offset),
@@ -115,64 +118,12 @@ pub(crate) fn relocate(
     })
 }
 
-/// Copies the region out of the runs and removes those; one run stays as a placeholder
-/// of zeros, so that the region still takes part in the checks of what is written.
-fn content(
-    runs: &mut Vec<Run<'_>>,
-    region: MemoryRange,
-    used: u64,
-    place: Place,
-) -> Result<Vec<u8>, ImageError> {
-    let mut bytes = vec![0; region.size() as usize];
-    let mut copied = Vec::new();
-    for run in runs.iter().filter(|run| run.range.overlaps(region)) {
-        copied.push((run.range, run.index));
-        let start = (run.range.start() - region.start()) as usize;
-        if let Some(data) = run.data {
-            bytes[start..start + data.len()].copy_from_slice(data);
-        }
-    }
-    if let Some(position) = bytes[used as usize..].iter().position(|byte| *byte != 0) {
-        let address = region.start() + used + position as u64;
-        let expected = Text("zeros behind the used size");
-        return Err(Reason::PageTables("content").at(place, Hex(address), expected));
-    }
-    // Two directives for one page would silently become one here.
-    copied.sort_unstable();
-    for pair in copied.windows(2) {
-        if let [(first, _), (second, index)] = pair
-            && first.overlaps(*second)
-        {
-            let at = Place::Directive(
-                *index,
-                igvm_defs::IgvmVariableHeaderType::IGVM_VHT_PAGE_DATA,
-            );
-            return Err(Reason::Overlap.at(at, Detail::Range(*second), Text("every page once")));
-        }
-    }
-    let Some(first) = runs.iter().position(|run| region.covers(run.range)) else {
-        return Err(Reason::PageTables("content").at(place, Text("none"), Text("page data")));
-    };
-    let mut placeholder = runs[first];
-    placeholder.range = region;
-    placeholder.data = None;
-    runs.retain(|run| !region.overlaps(run.range));
-    runs.push(placeholder);
-    Ok(bytes)
-}
-
 /// Bytes that one entry of a table of `level` maps.
 fn span(level: u32) -> u64 {
     PAGE_SIZE << (9 * level)
 }
 
 impl Tables<'_> {
-    fn index_of(&self, address: u64) -> Option<usize> {
-        self.region
-            .contains(address)
-            .then(|| ((address - self.region.start()) / PAGE_SIZE) as usize)
-    }
-
     fn new_address(&self, index: usize) -> u64 {
         (self.region.start() + index as u64 * PAGE_SIZE).wrapping_add_signed(self.offset)
     }
@@ -189,8 +140,13 @@ impl Tables<'_> {
         self.bytes[at..at + ENTRY_SIZE].copy_from_slice(&entry.into_bits().to_le_bytes());
     }
 
-    fn error(&self, what: &'static str, found: u64, expected: Detail) -> ImageError {
-        Reason::PageTables(what).at(self.place, Hex(found), expected)
+    fn refuse<T>(
+        &self,
+        what: &'static str,
+        n: u64,
+        expected: impl Into<Detail>,
+    ) -> Result<T, ImageError> {
+        Err(Reason::PageTables(what).at(self.place, n, expected))
     }
 
     /// First pass over one table: pointers follow the region, leaves that map something
@@ -198,7 +154,7 @@ impl Tables<'_> {
     fn take_out(&mut self, table: usize, level: u32, base: u64) -> Result<bool, ImageError> {
         if core::mem::replace(&mut self.visited[table], true) {
             let address = self.region.start() + table as u64 * PAGE_SIZE;
-            return Err(self.error("a table", address, Text("every table in one place only")));
+            return self.refuse("table", address, "every table in one place only");
         }
         let mut empty = true;
         for index in 0..ENTRIES {
@@ -210,17 +166,16 @@ impl Tables<'_> {
             let is_leaf = level == 0 || (level < ROOT_LEVEL && entry.large());
             let stays = if is_leaf {
                 self.take_out_leaf(address, level, entry)?
-            } else if let Some(next) = self.index_of(entry.address()) {
-                if !self.used.contains(entry.address()) {
-                    let expected = Detail::Within(self.used);
-                    return Err(self.error("a table", entry.address(), expected));
-                }
+            } else if self.used.contains(entry.address()) {
+                let next = ((entry.address() - self.region.start()) / PAGE_SIZE) as usize;
                 if self.take_out(next, level - 1, address)? {
                     self.free.push(next);
                     None
                 } else {
                     Some(entry.with_page_number(self.new_address(next) / PAGE_SIZE))
                 }
+            } else if self.region.contains(entry.address()) {
+                return self.refuse("table", entry.address(), Within(self.used));
             } else {
                 // A table elsewhere is not the loader's to change.
                 Some(entry)
@@ -239,27 +194,24 @@ impl Tables<'_> {
         level: u32,
         entry: Entry,
     ) -> Result<Option<Entry>, ImageError> {
-        let size = span(level);
+        let (size, distance) = (span(level), self.offset.unsigned_abs());
         let mapped = MemoryRange::new(address, address + size);
         let touches = self.moved.iter().any(|range| range.overlaps(mapped));
-        if !touches || self.offset.unsigned_abs() < size {
+        if !touches || distance < size {
             return Ok(Some(entry));
         }
-        if !self.offset.unsigned_abs().is_multiple_of(size) {
-            let found = self.offset.unsigned_abs();
-            return Err(self.error("distance that the image moves", found, MultipleOf(size)));
+        if !distance.is_multiple_of(size) {
+            return self.refuse("distance that the image moves", distance, MultipleOf(size));
         }
         // Bit 12 of the address of a large leaf is its PAT bit.
         let target = entry.address() & !(size - 1);
         if target != address {
-            return Err(self.error("leaf that is no identity mapping", target, Hex(address)));
+            return self.refuse("leaf that is no identity mapping", target, address);
         }
-        let new_address = address.wrapping_add_signed(self.offset);
-        let moved_entry = Entry::from_bits(entry.into_bits().wrapping_add_signed(self.offset));
         self.leaves.push(MovedLeaf {
-            address: new_address,
+            address: address.wrapping_add_signed(self.offset),
             level,
-            entry: moved_entry,
+            entry: Entry::from_bits(entry.into_bits().wrapping_add_signed(self.offset)),
         });
         Ok(None)
     }
@@ -268,18 +220,17 @@ impl Tables<'_> {
     fn put(&mut self, root: usize, leaf: &MovedLeaf) -> Result<(), ImageError> {
         let mut table = root;
         let mut level = ROOT_LEVEL;
+        let region = self.region.moved(self.offset).unwrap_or(self.region);
         loop {
             let index = (leaf.address / span(level)) as usize % ENTRIES;
             let entry = self.entry(table, index);
             if level == leaf.level {
                 if entry.present() && entry != leaf.entry {
-                    let (what, expected) = ("entry that is taken", Text("a free one"));
-                    return Err(self.error(what, entry.into_bits(), expected));
+                    return self.refuse("entry that is taken", entry.into_bits(), "a free one");
                 }
                 self.set_entry(table, index, leaf.entry);
                 return Ok(());
             }
-            let region = self.region.moved(self.offset).unwrap_or(self.region);
             table = if !entry.present() {
                 let next = self.new_table()?;
                 let pointer = Entry::new()
@@ -293,8 +244,11 @@ impl Tables<'_> {
             } else if (level == ROOT_LEVEL || !entry.large()) && region.contains(entry.address()) {
                 ((entry.address() - region.start()) / PAGE_SIZE) as usize
             } else {
-                let (what, expected) = ("entry on the way", Text("a table in the region"));
-                return Err(self.error(what, entry.into_bits(), expected));
+                return self.refuse(
+                    "entry on the way",
+                    entry.into_bits(),
+                    "a table in the region",
+                );
             };
             level -= 1;
         }
@@ -302,9 +256,8 @@ impl Tables<'_> {
 
     fn new_table(&mut self) -> Result<usize, ImageError> {
         let Some(index) = self.free.pop() else {
-            let expected = Number(self.visited.len() as u64 + 1);
-            let found = Number(self.visited.len() as u64);
-            return Err(Reason::PageTables("tables in the region").at(self.place, found, expected));
+            let tables = self.visited.len() as u64;
+            return self.refuse("tables in the region", tables, AtLeast(tables + 1));
         };
         let start = index * PAGE_SIZE as usize;
         self.bytes[start..start + PAGE_SIZE as usize].fill(0);

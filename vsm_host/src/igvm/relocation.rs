@@ -4,19 +4,11 @@
 //! that what was contiguous stays so. The offset is 0 if the image can stay where it was
 //! built for, else the lowest one that fits.
 
-use super::error::Detail::{AtLeast, Bytes, HeaderAt, Hex, Range, Text};
-use super::error::ImageError;
-use super::error::Place;
-use super::error::Reason;
-use super::scan::PageTableRegion;
-use super::scan::Region;
-use super::scan::Required;
-use super::scan::Run;
+use super::error::Detail::{AtLeast, HeaderAt, Within};
+use super::error::{ImageError, Place, Reason};
+use super::scan::{PageTableRegion, Region, Required, Run};
 use crate::options::Options;
-use crate::platform::MachineInfo;
-use crate::platform::MemoryRange;
-use crate::platform::PAGE_SIZE;
-use crate::platform::normalize;
+use crate::platform::{MachineInfo, MemoryRange, PAGE_SIZE, normalize};
 use alloc::vec::Vec;
 use hv_defs::vp_context::HvInitialVpContext;
 
@@ -50,44 +42,34 @@ impl Layout<'_> {
         normalize(&mut moved);
         // Whatever stays where it is may not be hit either.
         let mut busy = machine.busy.clone();
-        busy.extend(
-            runs.iter()
-                .map(|run| run.range)
-                .filter(|r| !self.moves(r.start())),
-        );
+        let staying = runs.iter().filter(|run| !self.moves(run.range.start()));
+        busy.extend(staying.map(|run| run.range));
         normalize(&mut busy);
-
         let ram = machine.ram_runs();
         let misfit = |offset| self.misfit(vtl2_memory, &ram, &busy, machine, offset);
-        let Some(as_built) = misfit(0) else {
-            return self.check_required(
-                &ram,
-                Placement {
-                    offset: 0,
-                    vtl2_memory,
-                    moved,
-                },
-            );
+        let offset = match misfit(0) {
+            None => 0,
+            Some(error) if self.regions.is_empty() => return Err(error),
+            Some(_) => {
+                let offset = self.lowest_offset(vtl2_memory, &ram, &busy);
+                let offset = offset.filter(|offset| misfit(*offset).is_none());
+                let found = "no run of free RAM within the region's limits that is as long";
+                let error =
+                    Reason::NoPlace.at(self.regions[0].place, found, AtLeast(vtl2_memory.size()));
+                offset.ok_or(error)?
+            }
         };
-        if self.regions.is_empty() {
-            return Err(as_built);
+        // VTL2's own part was checked above.
+        for required in self.required.iter().filter(|r| !r.vtl2_protectable) {
+            let start = self.relocated(required.range.start(), offset);
+            let range = MemoryRange::new(start, start + required.range.size());
+            not_ram(required.place, range, &ram, machine).map_or(Ok(()), Err)?;
         }
-        let offset = self
-            .lowest_offset(vtl2_memory, &ram, &busy)
-            .filter(|offset| misfit(*offset).is_none())
-            .ok_or_else(|| {
-                Reason::NoPlace.at(
-                    self.regions[0].place,
-                    Text("no RAM run that is long enough and within the region's limits"),
-                    Bytes(vtl2_memory.size()),
-                )
-            })?;
-        let placement = Placement {
+        Ok(Placement {
             offset,
-            vtl2_memory: vtl2_memory.moved(offset).ok_or(as_built)?,
+            vtl2_memory: vtl2_memory.moved(offset).unwrap_or(vtl2_memory),
             moved,
-        };
-        self.check_required(&ram, placement)
+        })
     }
 
     /// An address after relocation.
@@ -132,35 +114,26 @@ impl Layout<'_> {
     /// VTL2's RAM as built: what is required for it and what moves, which must be one run;
     /// and more behind it if that was asked for.
     fn vtl2_memory(&self, options: &Options<'_>) -> Result<MemoryRange, ImageError> {
-        let required = self
-            .required
-            .iter()
-            .filter(|required| required.vtl2_protectable);
+        let required = self.required.iter().filter(|r| r.vtl2_protectable);
         let mut memory = Vec::from_iter(required.map(|r| r.range).chain(self.moving()));
         normalize(&mut memory);
+        let (file, machine) = (Place::File, Place::Machine);
+        let expected = "one contiguous range that RequiredMemory makes vtl2_protectable";
         let memory = match memory.as_slice() {
             [one] => *one,
-            [] => {
-                let expected = Text("a RequiredMemory directive that is vtl2_protectable");
-                return Err(Reason::Vtl2Memory.at(Place::File, Text("none"), expected));
-            }
-            [_, second, ..] => {
-                let expected = Text("one contiguous range");
-                return Err(Reason::Vtl2Memory.at(Place::File, Range(*second), expected));
-            }
+            [] => return Err(Reason::Vtl2Memory.at(file, "none", expected)),
+            [_, second, ..] => return Err(Reason::Vtl2Memory.at(file, *second, expected)),
         };
         let size = options.vtl2_memory.unwrap_or(memory.size());
+        let reason = Reason::Field("vtl2_memory=");
         if size < memory.size() {
-            return Err(Reason::Field("vtl2_memory=").at(
-                Place::Machine,
-                Hex(size),
-                AtLeast(memory.size()),
-            ));
+            return Err(reason.at(machine, size, AtLeast(memory.size())));
         }
-        MemoryRange::with_size(memory.start(), size).ok_or_else(|| {
-            let expected = Text("an end below 2^64");
-            Reason::Field("vtl2_memory=").at(Place::Machine, Hex(size), expected)
-        })
+        MemoryRange::with_size(memory.start(), size).ok_or(reason.at(
+            machine,
+            size,
+            "an end below 2^64",
+        ))
     }
 
     /// What stands against an offset.
@@ -172,30 +145,24 @@ impl Layout<'_> {
         machine: &MachineInfo,
         offset: i64,
     ) -> Option<ImageError> {
-        let place = self
-            .required
-            .iter()
-            .find(|r| r.vtl2_protectable)
-            .map(|r| r.place);
-        let place = place
-            .or(self.regions.first().map(|r| r.place))
-            .unwrap_or(Place::File);
-        let memory = vtl2_memory.moved(offset)?;
-        if let Some(error) = not_ram(place, memory, ram, machine) {
+        let required = self.required.iter().find(|r| r.vtl2_protectable);
+        let region = self.regions.first();
+        let place = required.map(|r| r.place).or(region.map(|r| r.place));
+        let place = place.unwrap_or(Place::File);
+        if let Some(error) = not_ram(place, vtl2_memory.moved(offset)?, ram, machine) {
             return Some(error);
         }
-        for region in self.regions {
+        for region in self.regions.iter().filter(|_| offset != 0) {
             let range = region.range.moved(offset)?;
-            if offset != 0 && !region.limits.covers(range) {
-                let expected = super::Detail::Within(region.limits);
-                return Some(Reason::NoPlace.at(region.place, Range(range), expected));
+            if !region.limits.covers(range) {
+                return Some(Reason::NoPlace.at(region.place, range, Within(region.limits)));
             }
         }
         // An image without relocatable regions meets `busy` when its runs are checked.
         self.moving().find_map(|range| {
             let range = range.moved(offset)?;
             let hit = busy.iter().find(|busy| busy.overlaps(range))?;
-            Some(Reason::Busy.at(place, Range(*hit), Text("other memory")))
+            Some(Reason::Busy.at(place, *hit, "other memory"))
         })
     }
 
@@ -236,75 +203,50 @@ impl Layout<'_> {
         }
         None
     }
-
-    /// Memory that is required outside of VTL2 must be there too.
-    fn check_required(
-        &self,
-        ram: &[MemoryRange],
-        placement: Placement,
-    ) -> Result<Placement, ImageError> {
-        for required in self.required {
-            let start = self.relocated(required.range.start(), placement.offset);
-            let range = MemoryRange::new(start, start + required.range.size());
-            // What is VTL2's moved with VTL2 and has been checked.
-            let checked = required.vtl2_protectable;
-            if !checked && !ram.iter().any(|ram| ram.covers(range)) {
-                let expected = Text("RAM");
-                return Err(Reason::NotRam.at(required.place, Range(range), expected));
-            }
-        }
-        Ok(placement)
-    }
 }
 
-/// Checks all that will be written: RAM, not the host's, not in use, nothing twice. Sorts
-/// the runs by address.
-pub(crate) fn check_memory(runs: &mut [Run<'_>], machine: &MachineInfo) -> Result<(), ImageError> {
+/// Sorts what will be written by address and checks that nothing is written twice. This
+/// holds wherever the image goes then: what stays is in the way of what moves.
+pub(crate) fn check_overlaps(runs: &mut [Run<'_>]) -> Result<(), ImageError> {
     runs.sort_unstable_by_key(|run| (run.range, run.index));
-    for pair in runs.windows(2) {
-        let [first, second] = pair else { continue };
-        if first.range.overlaps(second.range) {
-            // The later directive is the one at fault.
-            let common = first.range.intersection(second.range);
-            let (at_first, at_second) = (
-                first.place_of(common.start()),
-                second.place_of(common.start()),
-            );
-            let (place, other, range) = if first.index > second.index {
-                (at_first, at_second, second.range)
-            } else {
-                (at_second, at_first, first.range)
-            };
-            return Err(Reason::Overlap.at(place, Range(common), HeaderAt(other, range)));
-        }
-    }
+    let pairs = runs.windows(2).map(|pair| (&pair[0], &pair[1]));
+    let Some((first, second)) = pairs.into_iter().find(|(a, b)| a.range.overlaps(b.range)) else {
+        return Ok(());
+    };
+    let common = first.range.intersection(second.range);
+    // The later directive is the one at fault.
+    let (fault, other) = match first.index > second.index {
+        true => (first, second),
+        false => (second, first),
+    };
+    let other = HeaderAt(other.place_of(common.start()), other.range);
+    Err(Reason::Overlap.at(fault.place_of(common.start()), common, other))
+}
+
+/// Checks that all that will be written is RAM, not the host's and not in use.
+pub(crate) fn check_memory(runs: &[Run<'_>], machine: &MachineInfo) -> Result<(), ImageError> {
     let ram = machine.ram_runs();
     let mut busy = machine.busy.clone();
     normalize(&mut busy);
-    for run in runs.iter() {
-        let from = ram.partition_point(|ram| ram.end() <= run.range.start());
-        let covered = ram.get(from).copied().unwrap_or(MemoryRange::new(0, 0));
+    for run in runs {
+        let at = |list: &[MemoryRange]| {
+            let index = list.partition_point(|range| range.end() <= run.range.start());
+            let next = list.get(index).filter(|range| range.overlaps(run.range));
+            next.copied().unwrap_or(MemoryRange::new(0, 0))
+        };
+        let covered = at(&ram);
         if !covered.covers(run.range) {
-            let bad = if covered.contains(run.range.start()) {
-                covered.end()
-            } else {
-                run.range.start()
+            let bad = match covered.contains(run.range.start()) {
+                true => covered.end(),
+                false => run.range.start(),
             };
             let page = MemoryRange::new(bad, bad.saturating_add(PAGE_SIZE));
-            let place = run.place_of(bad);
-            return Err(
-                not_ram(place, page, &ram, machine).unwrap_or(Reason::NotRam.at(
-                    place,
-                    Range(run.range),
-                    Text("RAM"),
-                )),
-            );
+            not_ram(run.place_of(bad), page, &ram, machine).map_or(Ok(()), Err)?;
         }
-        let from = busy.partition_point(|busy| busy.end() <= run.range.start());
-        if let Some(hit) = busy.get(from).filter(|busy| busy.overlaps(run.range)) {
-            let common = hit.intersection(run.range);
+        let common = at(&busy).intersection(run.range);
+        if !common.is_empty() {
             let place = run.place_of(common.start());
-            return Err(Reason::Busy.at(place, Range(common), Text("other memory")));
+            return Err(Reason::Busy.at(place, common, "other memory"));
         }
     }
     Ok(())
@@ -321,12 +263,12 @@ fn not_ram(
         return None;
     }
     if machine.own.iter().any(|own| own.overlaps(range)) {
-        return Some(Reason::HostMemory.at(place, Range(range), Text("memory of the guest")));
+        return Some(Reason::HostMemory.at(place, range, "memory of the guest"));
     }
     // The longest run helps the person who has to give the machine more memory.
     let longest = ram.iter().max_by_key(|ram| ram.size()).copied();
-    let expected = longest.map_or(Text("RAM"), super::Detail::Within);
-    Some(Reason::NotRam.at(place, Range(range), expected))
+    let longest = longest.unwrap_or(MemoryRange::new(0, 0));
+    Some(Reason::NotRam.at(place, range, Within(longest)))
 }
 
 fn align_up(value: i64, alignment: i64) -> Option<i64> {

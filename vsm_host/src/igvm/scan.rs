@@ -1,25 +1,23 @@
 //! One pass over the headers: each is checked by itself and against those before it, and
 //! what counts for this platform is kept. Addresses are still those in the file.
 
-use super::error::Detail::{AtMost, Bytes, HeaderAt, Hex, MultipleOf, Number, Range, Text, Within};
-use super::error::ImageError;
-use super::error::Place;
-use super::error::Reason;
-use super::header::File;
-use super::header::Header;
-use super::vp_context;
-use super::vp_context::InitialContext;
-use crate::platform::MemoryRange;
-use crate::platform::PAGE_SIZE;
+use super::error::Detail::{AtMost, HeaderAt, Within};
+use super::error::{ImageError, Place, Reason};
+use super::header::{File, Header};
+use super::vp_context::{self, InitialContext};
+use crate::platform::{MemoryRange, PAGE_SIZE};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use igvm_defs::*;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// The VTL that the host starts.
 pub(crate) const VTL2: u8 = 2;
 /// First address that four levels of page tables cannot map.
 const ADDRESS_LIMIT: u64 = 1 << 48;
 const LARGE_PAGE: u64 = 2 << 20;
+/// What the host offers.
+const PLATFORM: &str = "VSM_ISOLATION with highest VTL 2";
 /// Limits on what is kept per file, so that a hostile one cannot fill the host's heap.
 /// Pages that follow one another in the file and in memory count once.
 const MAX_RUNS: usize = 1 << 16;
@@ -100,7 +98,7 @@ pub(crate) struct Deposit {
 struct Area<'a> {
     size: u64,
     data: Option<&'a [u8]>,
-    parameters: Vec<(Place, IgvmVariableHeaderType, u32)>,
+    parameters: Vec<(Place, IgvmVariableHeaderType, u64)>,
     inserted: bool,
 }
 
@@ -114,7 +112,7 @@ struct Scan<'a> {
     areas: BTreeMap<u32, Area<'a>>,
     parameter_count: usize,
     /// Region of the last run.
-    last_region: Option<Option<usize>>,
+    last_region: Option<Option<u64>>,
 }
 
 /// Reads all headers.
@@ -128,6 +126,7 @@ pub(crate) fn scan<'a>(file: File<'a>) -> Result<Image<'a>, ImageError> {
         parameter_count: 0,
         last_region: None,
     };
+    let none = Reason::Platform.at(Place::File, "no platform header", PLATFORM);
     let mut unusable = None;
     for header in file.headers() {
         let header = header?;
@@ -135,29 +134,69 @@ pub(crate) fn scan<'a>(file: File<'a>) -> Result<Image<'a>, ImageError> {
             Place::Platform(..) => scan.platform(&header, &mut unusable)?,
             _ if scan.mask == 0 => break,
             Place::Initialization(..) => scan.initialization(&header)?,
-            Place::Directive(..) => scan.directive(&header)?,
-            _ => {}
+            _ => scan.directive(&header)?,
         }
     }
     if scan.mask == 0 {
-        return Err(unusable.unwrap_or_else(|| {
-            let expected = Text("VSM_ISOLATION with highest VTL 2");
-            Reason::NoPlatform.at(Place::File, Text("no platform header"), expected)
-        }));
+        return Err(unusable.unwrap_or(none));
     }
     Ok(scan.image)
 }
 
 /// A header type that is not known here is skipped if it says that it may be.
 fn skip_or_refuse(header: &Header<'_>) -> Result<(), ImageError> {
-    if header.kind.0 & IGVM_VHT_OPTIONAL_BIT != 0 {
-        return Ok(());
-    }
-    let expected = Text("a type of the IGVM specification, or bit 31 set");
-    Err(header.error(Reason::UnknownHeader, Hex(header.kind.0.into()), expected))
+    let kind = header.kind.0;
+    let expected = "a type of the IGVM specification, or bit 31 set";
+    let optional = kind & IGVM_VHT_OPTIONAL_BIT != 0;
+    header.ensure(optional, Reason::UnknownHeader, kind, expected)
+}
+
+/// A range with page-aligned ends, not empty and below the limit.
+fn range(header: &Header<'_>, gpa: u64, size: u64) -> Result<MemoryRange, ImageError> {
+    header.aligned("GPA", gpa, PAGE_SIZE)?;
+    header.aligned("size", size, PAGE_SIZE)?;
+    header.ensure(size != 0, Reason::Field("size"), size, "at least one page")?;
+    let range = MemoryRange::new(gpa, gpa.saturating_add(size));
+    let limit = MemoryRange::new(0, ADDRESS_LIMIT);
+    header.ensure(
+        limit.covers(range),
+        Reason::Field("range"),
+        range,
+        Within(limit),
+    )?;
+    Ok(range)
+}
+
+/// The image has a context for VP 0 in VTL2 only, so that is what registers belong to.
+fn expect_vp0(header: &Header<'_>, vp_index: u16, vtl: u8) -> Result<(), ImageError> {
+    header.equal("VP index", vp_index.into(), 0)?;
+    header.equal("VTL", vtl.into(), VTL2.into())
+}
+
+fn limit(header: &Header<'_>, n: usize, most: usize, what: &'static str) -> Result<(), ImageError> {
+    let (n, most) = (n as u64 + 1, most as u64);
+    header.ensure(n <= most, Reason::TooMany(what), n, AtMost(most))
 }
 
 impl<'a> Scan<'a> {
+    /// The structure of a header if it is for our platform.
+    fn ours<T>(&self, header: &Header<'_>, mask: fn(&T) -> u32) -> Result<Option<T>, ImageError>
+    where
+        T: FromBytes + KnownLayout + Immutable,
+    {
+        let structure = header.structure()?;
+        Ok((mask(&structure) & self.mask != 0).then_some(structure))
+    }
+
+    /// A header of an isolation technology that this host is not.
+    fn foreign<T>(&self, header: &Header<'_>, mask: fn(&T) -> u32) -> Result<(), ImageError>
+    where
+        T: FromBytes + KnownLayout + Immutable,
+    {
+        let foreign = self.ours(header, mask)?.is_none();
+        header.ensure(foreign, Reason::Platform, "a header for it", PLATFORM)
+    }
+
     /// Takes the platform if it is ours; else keeps the reason why it is not.
     fn platform(
         &mut self,
@@ -167,118 +206,87 @@ impl<'a> Scan<'a> {
         if header.kind != IgvmVariableHeaderType::IGVM_VHT_SUPPORTED_PLATFORM {
             return skip_or_refuse(header);
         }
-        let platform: IGVM_VHS_SUPPORTED_PLATFORM = header.structure()?;
-        let mask = platform.compatibility_mask;
-        if !mask.is_power_of_two() || mask & self.all_masks != 0 {
-            let expected = Text("one bit that no other platform has");
-            return Err(header.error(Reason::CompatibilityMask, Hex(mask.into()), expected));
-        }
+        let raw: IGVM_VHS_SUPPORTED_PLATFORM = header.structure()?;
+        let mask = raw.compatibility_mask;
+        let right = mask.is_power_of_two() && mask & self.all_masks == 0;
+        let expected = "one bit that no other platform has";
+        header.ensure(right, Reason::Field("compatibility mask"), mask, expected)?;
         self.all_masks |= mask;
-        if platform.platform_type != IgvmPlatformType::VSM_ISOLATION {
-            let found = match platform.platform_type {
-                IgvmPlatformType::NATIVE => Text("NATIVE"),
-                IgvmPlatformType::SEV_SNP => Text("SEV_SNP"),
-                IgvmPlatformType::TDX => Text("TDX"),
-                IgvmPlatformType::SEV => Text("SEV"),
-                IgvmPlatformType::SEV_ES => Text("SEV_ES"),
-                IgvmPlatformType::CCA => Text("CCA"),
-                other => Number(other.0.into()),
+        if raw.platform_type != IgvmPlatformType::VSM_ISOLATION {
+            let found = match raw.platform_type {
+                IgvmPlatformType::NATIVE => "NATIVE",
+                IgvmPlatformType::SEV_SNP => "SEV_SNP",
+                IgvmPlatformType::TDX => "TDX",
+                _ => "another platform type",
             };
-            let expected = Text("VSM_ISOLATION with highest VTL 2");
-            unusable.get_or_insert(header.error(Reason::NoPlatform, found, expected));
+            unusable.get_or_insert(Reason::Platform.at(header.place, found, PLATFORM));
             return Ok(());
         }
-        if self.mask != 0 {
-            let expected = Text("it once");
-            return Err(header.error(Reason::PlatformRepeated, Text("VSM_ISOLATION"), expected));
-        }
-        let expect = |reason: Reason, found: u64, expected: u64| {
-            if found == expected {
-                Ok(())
-            } else {
-                Err(header.error(reason, Number(found), Number(expected)))
-            }
-        };
-        expect(
-            Reason::PlatformVersion,
-            platform.platform_version.into(),
-            IGVM_VSM_ISOLATION_PLATFORM_VERSION.into(),
+        header.ensure(
+            self.mask == 0,
+            Reason::Overlap,
+            "the platform again",
+            "it once",
         )?;
-        expect(Reason::HighestVtl, platform.highest_vtl.into(), VTL2.into())?;
-        expect(Reason::SharedBoundary, platform.shared_gpa_boundary, 0)?;
+        let version = IGVM_VSM_ISOLATION_PLATFORM_VERSION.into();
+        header.equal("platform version", raw.platform_version.into(), version)?;
+        header.equal("highest VTL", raw.highest_vtl.into(), VTL2.into())?;
+        header.equal("shared GPA boundary", raw.shared_gpa_boundary, 0)?;
         self.mask = mask;
         Ok(())
     }
 
     fn initialization(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
+        use IgvmVariableHeaderType as T;
         match header.kind {
-            // Policy of isolated platforms. CoRIM documents, their signatures and the
-            // version string are for whoever attests or reads; nothing to load.
-            IgvmVariableHeaderType::IGVM_VHT_GUEST_POLICY => {
-                let policy: IGVM_VHS_GUEST_POLICY = header.structure()?;
-                header.reserved(policy.reserved.into())
+            T::IGVM_VHT_RELOCATABLE_REGION => self.region(header),
+            T::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION => self.page_tables(header),
+            T::IGVM_VHT_CCA_POLICY => {
+                self.foreign(header, |raw: &IGVM_VHS_CCA_POLICY| raw.compatibility_mask)
             }
-            IgvmVariableHeaderType(0x104 | 0x105)
-            | IgvmVariableHeaderType::IGVM_VHT_VERSION_STRING => Ok(()),
-            IgvmVariableHeaderType::IGVM_VHT_CCA_POLICY => {
-                let policy: IGVM_VHS_CCA_POLICY = header.structure()?;
-                if policy.compatibility_mask & self.mask == 0 {
-                    return Ok(());
-                }
-                let expected = Text("headers of an x64 platform");
-                Err(header.error(Reason::Unsupported, Text("CCA"), expected))
-            }
-            IgvmVariableHeaderType::IGVM_VHT_RELOCATABLE_REGION => self.region(header),
-            IgvmVariableHeaderType::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION => {
-                self.page_tables(header)
-            }
+            // Policy of isolated platforms; and CoRIM document and signature (which have
+            // names only behind a feature of `igvm_defs`) and version text, which are for
+            // whoever attests or reads.
+            T::IGVM_VHT_GUEST_POLICY | T(0x104 | 0x105) | T::IGVM_VHT_VERSION_STRING => Ok(()),
             _ => skip_or_refuse(header),
         }
     }
 
     fn region(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let raw: IGVM_VHS_RELOCATABLE_REGION = header.structure()?;
-        if raw.compatibility_mask & self.mask == 0 {
+        let mask = |raw: &IGVM_VHS_RELOCATABLE_REGION| raw.compatibility_mask;
+        let Some(raw) = self.ours(header, mask)? else {
             return Ok(());
-        }
+        };
         let known = IGVM_VHF_RELOCATABLE_REGION_IS_VTL2
             | IGVM_VHF_RELOCATABLE_REGION_APPLY_RIP
             | IGVM_VHF_RELOCATABLE_REGION_APPLY_GDTR;
         header.reserved((raw.flags & !known).into())?;
-        self.expect_vp0(header, raw.vp_index, raw.vtl)?;
+        expect_vp0(header, raw.vp_index, raw.vtl)?;
         let alignment = raw.relocation_alignment;
-        if !alignment.is_power_of_two() || !(PAGE_SIZE..ADDRESS_LIMIT).contains(&alignment) {
-            let expected = Text("a power of two from 0x1000");
-            return Err(header.error(Reason::Field("alignment"), Hex(alignment), expected));
-        }
-        for (what, value) in [
-            ("region GPA", raw.relocation_region_gpa),
-            ("minimum GPA", raw.minimum_relocation_gpa),
-            ("maximum GPA", raw.maximum_relocation_gpa),
-        ] {
-            if !value.is_multiple_of(alignment) {
-                let expected = MultipleOf(alignment);
-                return Err(header.error(Reason::Unaligned(what), Hex(value), expected));
-            }
-        }
-        let (gpa, size) = (raw.relocation_region_gpa, raw.relocation_region_size);
-        let range = self.range(header, gpa, size)?;
-        let limits = MemoryRange::new(
-            raw.minimum_relocation_gpa,
-            raw.maximum_relocation_gpa.min(ADDRESS_LIMIT),
-        );
+        let right = alignment.is_power_of_two() && (PAGE_SIZE..ADDRESS_LIMIT).contains(&alignment);
+        let expected = "a power of two from 0x1000";
+        header.ensure(right, Reason::Field("alignment"), alignment, expected)?;
+        header.aligned("region GPA", raw.relocation_region_gpa, alignment)?;
+        header.aligned("minimum GPA", raw.minimum_relocation_gpa, alignment)?;
+        header.aligned("maximum GPA", raw.maximum_relocation_gpa, alignment)?;
+        let range = range(
+            header,
+            raw.relocation_region_gpa,
+            raw.relocation_region_size,
+        )?;
         self.not_in_other_region(header, range)?;
-        self.limit(
+        limit(
             header,
             self.image.regions.len(),
             MAX_REGIONS,
             "relocatable regions",
         )?;
+        let maximum = raw.maximum_relocation_gpa.min(ADDRESS_LIMIT);
         self.image.regions.push(Region {
             place: header.place,
             range,
             alignment,
-            limits,
+            limits: MemoryRange::new(raw.minimum_relocation_gpa, maximum),
             apply_rip: raw.flags & IGVM_VHF_RELOCATABLE_REGION_APPLY_RIP != 0,
             apply_gdtr: raw.flags & IGVM_VHF_RELOCATABLE_REGION_APPLY_GDTR != 0,
         });
@@ -286,36 +294,47 @@ impl<'a> Scan<'a> {
     }
 
     fn page_tables(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let raw: IGVM_VHS_PAGE_TABLE_RELOCATION = header.structure()?;
-        if raw.compatibility_mask & self.mask == 0 {
+        let mask = |raw: &IGVM_VHS_PAGE_TABLE_RELOCATION| raw.compatibility_mask;
+        let Some(raw) = self.ours(header, mask)? else {
             return Ok(());
-        }
+        };
         header.reserved(raw.reserved.into())?;
-        self.expect_vp0(header, raw.vp_index, raw.vtl)?;
-        let range = self.range(header, raw.gpa, raw.size)?;
-        header.page_aligned("used size", raw.used_size)?;
-        if raw.used_size > raw.size {
-            let (found, most) = (Hex(raw.used_size), AtMost(raw.size));
-            return Err(header.error(Reason::Field("used size"), found, most));
-        }
+        expect_vp0(header, raw.vp_index, raw.vtl)?;
+        let range = range(header, raw.gpa, raw.size)?;
+        let (used, most) = (raw.used_size, raw.size);
+        header.aligned("used size", used, PAGE_SIZE)?;
+        header.ensure(used <= most, Reason::Field("used size"), used, AtMost(most))?;
         self.not_in_other_region(header, range)?;
-        if self.image.page_tables.is_some() {
-            let expected = Text("one for each platform");
-            return Err(header.error(Reason::Overlap, Text("a second region"), expected));
-        }
-        self.image.page_tables = Some(PageTableRegion {
-            place: header.place,
-            range,
-            used: raw.used_size,
-        });
+        let first = self.image.page_tables.is_none();
+        header.ensure(first, Reason::Overlap, "a second region", "one region")?;
+        let place = header.place;
+        self.image.page_tables = Some(PageTableRegion { place, range, used });
         Ok(())
+    }
+
+    fn not_in_other_region(
+        &self,
+        header: &Header<'_>,
+        range: MemoryRange,
+    ) -> Result<(), ImageError> {
+        let regions = self.image.regions.iter().map(|r| (r.place, r.range));
+        let tables = self.image.page_tables.iter().map(|t| (t.place, t.range));
+        match regions
+            .chain(tables)
+            .find(|(_, other)| other.overlaps(range))
+        {
+            Some((place, other)) => {
+                header.ensure(false, Reason::Overlap, range, HeaderAt(place, other))
+            }
+            None => Ok(()),
+        }
     }
 
     fn directive(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
         use IgvmVariableHeaderType as T;
         match header.kind {
-            T::IGVM_VHT_PARAMETER_AREA => self.parameter_area(header),
             T::IGVM_VHT_PAGE_DATA => self.page_data(header),
+            T::IGVM_VHT_PARAMETER_AREA => self.parameter_area(header),
             T::IGVM_VHT_PARAMETER_INSERT => self.parameter_insert(header),
             T::IGVM_VHT_VP_CONTEXT => self.vp_context(header),
             T::IGVM_VHT_REQUIRED_MEMORY => self.required_memory(header),
@@ -333,49 +352,45 @@ impl<'a> Scan<'a> {
             // The measurement belongs to a signature that this host has nobody to show to.
             T::IGVM_VHT_VBS_MEASUREMENT => header.structure::<IGVM_VHS_VBS_MEASUREMENT>().map(drop),
             T::IGVM_VHT_SNP_ID_BLOCK => {
-                let block: IGVM_VHS_SNP_ID_BLOCK = header.structure()?;
-                if block.compatibility_mask & self.mask == 0 {
-                    return Ok(());
-                }
-                let expected = Text("directives of VSM_ISOLATION");
-                Err(header.error(Reason::Unsupported, Text("SEV_SNP"), expected))
+                self.foreign(header, |raw: &IGVM_VHS_SNP_ID_BLOCK| raw.compatibility_mask)
             }
             _ => skip_or_refuse(header),
         }
     }
 
     fn page_data(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let page: IGVM_VHS_PAGE_DATA = header.structure()?;
-        if page.compatibility_mask & self.mask == 0 {
+        let mask = |raw: &IGVM_VHS_PAGE_DATA| raw.compatibility_mask;
+        let Some(raw) = self.ours(header, mask)? else {
             return Ok(());
-        }
-        header.reserved(page.reserved.into())?;
-        header.reserved(page.flags.reserved().into())?;
-        if page.data_type != IgvmPageDataType::NORMAL {
-            let found = match page.data_type {
-                IgvmPageDataType::SECRETS => Text("SECRETS"),
-                IgvmPageDataType::CPUID_DATA => Text("CPUID_DATA"),
-                IgvmPageDataType::CPUID_XF => Text("CPUID_XF"),
-                other => Number(other.0.into()),
-            };
-            let expected = Text("NORMAL, the only type of VSM_ISOLATION");
-            return Err(header.error(Reason::PageDataType, found, expected));
-        }
-        let size = if page.flags.is_2mb_page() {
-            LARGE_PAGE
-        } else {
-            PAGE_SIZE
         };
-        if !page.gpa.is_multiple_of(size) {
-            let expected = MultipleOf(size);
-            return Err(header.error(Reason::Unaligned("GPA"), Hex(page.gpa), expected));
-        }
-        let data = match page.file_offset {
-            0 => None,
-            offset => Some(self.file.data(header, offset, size)?),
+        header.reserved(raw.reserved.into())?;
+        header.reserved(raw.flags.reserved().into())?;
+        let normal = raw.data_type == IgvmPageDataType::NORMAL;
+        let (n, expected) = (
+            u64::from(raw.data_type.0),
+            "NORMAL, the only type of VSM_ISOLATION",
+        );
+        header.ensure(normal, Reason::Field("page data type"), n, expected)?;
+        let size = match raw.flags.is_2mb_page() {
+            true => LARGE_PAGE,
+            false => PAGE_SIZE,
         };
-        let range = self.range(header, page.gpa, size)?;
-        self.run(header, range, data)
+        header.aligned("GPA", raw.gpa, size)?;
+        let data = self.data(header, raw.file_offset, size)?;
+        self.run(header, range(header, raw.gpa, size)?, data)
+    }
+
+    /// File data, or `None` for zeros.
+    fn data(
+        &self,
+        header: &Header<'_>,
+        offset: u32,
+        size: u64,
+    ) -> Result<Option<&'a [u8]>, ImageError> {
+        match offset {
+            0 => Ok(None),
+            _ => self.file.data(header, offset, Some(size)).map(Some),
+        }
     }
 
     /// Adds memory that is written. Joins it to the last run if it continues that one
@@ -407,7 +422,7 @@ impl<'a> Scan<'a> {
                 return Ok(());
             }
         }
-        self.limit(
+        limit(
             header,
             self.image.runs.len(),
             MAX_RUNS,
@@ -428,111 +443,84 @@ impl<'a> Scan<'a> {
         &self,
         header: &Header<'_>,
         range: MemoryRange,
-    ) -> Result<Option<usize>, ImageError> {
+    ) -> Result<Option<u64>, ImageError> {
         let tables = self.image.page_tables.iter().map(|tables| tables.range);
         let mut regions = tables.chain(self.image.regions.iter().map(|region| region.range));
-        let Some((index, region)) = regions
-            .by_ref()
-            .enumerate()
-            .find(|(_, region)| region.overlaps(range))
-        else {
+        let Some(region) = regions.find(|region| region.overlaps(range)) else {
             return Ok(None);
         };
-        if region.covers(range) {
-            return Ok(Some(index));
-        }
         let reason = Reason::Field("range that is partly in a relocatable region");
-        Err(header.error(reason, Range(range), Within(region)))
+        header.ensure(region.covers(range), reason, range, Within(region))?;
+        Ok(Some(region.start()))
     }
 
     fn parameter_area(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
         let raw: IGVM_VHS_PARAMETER_AREA = header.structure()?;
-        let size = self.range(header, 0, raw.number_of_bytes)?.size();
-        let data = match raw.file_offset {
-            0 => None,
-            offset => Some(self.file.data(header, offset, size)?),
-        };
-        self.limit(header, self.areas.len(), MAX_AREAS, "parameter areas")?;
-        let index = raw.parameter_area_index;
+        let size = range(header, 0, raw.number_of_bytes)?.size();
+        limit(header, self.areas.len(), MAX_AREAS, "parameter areas")?;
         let area = Area {
             size,
-            data,
+            data: self.data(header, raw.file_offset, size)?,
             parameters: Vec::new(),
             inserted: false,
         };
-        if self.areas.insert(index, area).is_some() {
-            let expected = Text("every index once");
-            return Err(header.error(Reason::AreaRepeated, Number(index.into()), expected));
-        }
-        Ok(())
+        let index = raw.parameter_area_index;
+        let first = self.areas.insert(index, area).is_none();
+        header.ensure(first, Reason::ParameterArea, index, "every index once")
     }
 
     /// The area with this index, if it can still be filled.
     fn area(&mut self, header: &Header<'_>, index: u32) -> Result<&mut Area<'a>, ImageError> {
-        let error = |reason, expected| Err(header.error(reason, Number(index.into()), expected));
-        match self.areas.get_mut(&index) {
-            None => error(
-                Reason::AreaUnknown,
-                Text("an index that a directive before declares"),
-            ),
-            Some(area) if area.inserted => {
-                error(Reason::AreaInserted, Text("all before the insert"))
-            }
-            Some(area) => Ok(area),
-        }
+        let expected = "an index that is declared before and not yet inserted";
+        let error = Reason::ParameterArea.at(header.place, index, expected);
+        let area = self.areas.get_mut(&index);
+        area.filter(|area| !area.inserted).ok_or(error)
     }
 
     fn parameter(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
         let raw: IGVM_VHS_PARAMETER = header.structure()?;
-        self.limit(header, self.parameter_count, MAX_PARAMETERS, "parameters")?;
+        limit(header, self.parameter_count, MAX_PARAMETERS, "parameters")?;
         self.parameter_count += 1;
         let area = self.area(header, raw.parameter_area_index)?;
-        if u64::from(raw.byte_offset) >= area.size {
-            let (found, most) = (Hex(raw.byte_offset.into()), AtMost(area.size - 1));
-            return Err(header.error(Reason::Field("offset in the parameter area"), found, most));
-        }
-        area.parameters
-            .push((header.place, header.kind, raw.byte_offset));
+        let (offset, most) = (u64::from(raw.byte_offset), area.size - 1);
+        let reason = Reason::Field("offset in the parameter area");
+        header.ensure(offset <= most, reason, offset, AtMost(most))?;
+        area.parameters.push((header.place, header.kind, offset));
         Ok(())
     }
 
     fn parameter_insert(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let raw: IGVM_VHS_PARAMETER_INSERT = header.structure()?;
-        if raw.compatibility_mask & self.mask == 0 {
+        let mask = |raw: &IGVM_VHS_PARAMETER_INSERT| raw.compatibility_mask;
+        let Some(raw) = self.ours(header, mask)? else {
             return Ok(());
-        }
-        header.page_aligned("GPA", raw.gpa)?;
+        };
         let area = self.area(header, raw.parameter_area_index)?;
         area.inserted = true;
         let (size, data) = (area.size, area.data);
         let parameters = core::mem::take(&mut area.parameters);
-        let range = self.range(header, raw.gpa, size)?;
-        if let Some(tables) = self.image.page_tables
-            && tables.range.overlaps(range)
-        {
-            let expected = Text("memory outside of the page table region");
-            return Err(header.error(Reason::InsertInPageTables, Range(range), expected));
-        }
+        let range = range(header, raw.gpa, size)?;
+        let tables = self.image.page_tables;
+        let right = tables.is_none_or(|tables| !tables.range.overlaps(range));
+        let reason = Reason::Field("parameter insert inside the page tables");
+        header.ensure(right, reason, range, "memory outside of their region")?;
         self.run(header, range, data)?;
-        for (place, kind, offset) in parameters {
-            self.image.deposits.push(Deposit {
-                place,
-                kind,
-                room: MemoryRange::new(range.start() + u64::from(offset), range.end()),
-            });
-        }
+        let deposits = parameters.into_iter().map(|(place, kind, offset)| Deposit {
+            place,
+            kind,
+            room: MemoryRange::new(range.start() + offset, range.end()),
+        });
+        self.image.deposits.extend(deposits);
         Ok(())
     }
 
     fn required_memory(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let raw: IGVM_VHS_REQUIRED_MEMORY = header.structure()?;
-        if raw.compatibility_mask & self.mask == 0 {
+        let mask = |raw: &IGVM_VHS_REQUIRED_MEMORY| raw.compatibility_mask;
+        let Some(raw) = self.ours(header, mask)? else {
             return Ok(());
-        }
+        };
         header.reserved(raw.reserved.into())?;
         header.reserved(raw.flags.reserved().into())?;
-        let range = self.range(header, raw.gpa, raw.number_of_bytes.into())?;
-        self.limit(
+        limit(
             header,
             self.image.required.len(),
             MAX_REQUIRED,
@@ -540,91 +528,29 @@ impl<'a> Scan<'a> {
         )?;
         self.image.required.push(Required {
             place: header.place,
-            range,
+            range: range(header, raw.gpa, raw.number_of_bytes.into())?,
             vtl2_protectable: raw.flags.vtl2_protectable(),
         });
         Ok(())
     }
 
     fn error_range(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let raw: IGVM_VHS_ERROR_RANGE = header.structure()?;
-        if raw.compatibility_mask & self.mask == 0 {
-            return Ok(());
+        let mask = |raw: &IGVM_VHS_ERROR_RANGE| raw.compatibility_mask;
+        match self.ours(header, mask)? {
+            Some(raw) => self.run(header, range(header, raw.gpa, raw.size_bytes.into())?, None),
+            None => Ok(()),
         }
-        let range = self.range(header, raw.gpa, raw.size_bytes.into())?;
-        self.run(header, range, None)
     }
 
     fn vp_context(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let raw: IGVM_VHS_VP_CONTEXT = header.structure()?;
-        if raw.compatibility_mask & self.mask == 0 {
+        let mask = |raw: &IGVM_VHS_VP_CONTEXT| raw.compatibility_mask;
+        let Some(raw) = self.ours(header, mask)? else {
             return Ok(());
-        }
-        if self.image.context.is_some() {
-            return Err(header.error(Reason::VpContext, Text("a second one"), Text("one")));
-        }
+        };
+        let first = self.image.context.is_none();
+        header.ensure(first, Reason::Overlap, "a second VP context", "one")?;
         let context = vp_context::parse(&self.file, header, &raw)?;
         self.image.context = Some((header.place, context));
         Ok(())
-    }
-
-    /// A range with page-aligned ends, not empty and below the limit.
-    fn range(&self, header: &Header<'_>, gpa: u64, size: u64) -> Result<MemoryRange, ImageError> {
-        header.page_aligned("GPA", gpa)?;
-        header.page_aligned("size", size)?;
-        if size == 0 {
-            return Err(header.error(Reason::Field("size"), Bytes(0), Text("at least one page")));
-        }
-        match MemoryRange::with_size(gpa, size) {
-            Some(range) if range.end() <= ADDRESS_LIMIT => Ok(range),
-            range => Err(header.error(
-                Reason::AddressSpace("the range"),
-                Range(range.unwrap_or(MemoryRange::new(gpa, u64::MAX))),
-                Within(MemoryRange::new(0, ADDRESS_LIMIT)),
-            )),
-        }
-    }
-
-    /// The image has a context for VP 0 in VTL2 only, so that is what registers belong to.
-    fn expect_vp0(&self, header: &Header<'_>, vp_index: u16, vtl: u8) -> Result<(), ImageError> {
-        if vp_index != 0 {
-            let found = Number(vp_index.into());
-            return Err(header.error(Reason::Field("VP index"), found, Number(0)));
-        }
-        if vtl != VTL2 {
-            let found = Number(vtl.into());
-            return Err(header.error(Reason::Field("VTL"), found, Number(VTL2.into())));
-        }
-        Ok(())
-    }
-
-    fn not_in_other_region(
-        &self,
-        header: &Header<'_>,
-        range: MemoryRange,
-    ) -> Result<(), ImageError> {
-        let regions = self.image.regions.iter().map(|r| (r.place, r.range));
-        let tables = self.image.page_tables.iter().map(|t| (t.place, t.range));
-        for (place, other) in regions.chain(tables) {
-            if other.overlaps(range) {
-                let expected = HeaderAt(place, other);
-                return Err(header.error(Reason::Overlap, Range(range), expected));
-            }
-        }
-        Ok(())
-    }
-
-    fn limit(
-        &self,
-        header: &Header<'_>,
-        count: usize,
-        most: usize,
-        what: &'static str,
-    ) -> Result<(), ImageError> {
-        if count < most {
-            return Ok(());
-        }
-        let (found, most) = (Number(count as u64 + 1), Number(most as u64));
-        Err(header.error(Reason::TooMany(what), found, most))
     }
 }

@@ -243,7 +243,7 @@ fn a_parked_machine_needs_a_second_cpu() {
     machine.cpus.truncate(1);
     let file = image().bytes();
     let error = plan(&file, &machine, &Options::default()).unwrap_err();
-    assert_eq!(error.reason, Reason::NoVp);
+    assert_eq!(error.reason, Reason::Field("number of VPs"));
     let options = Options {
         park: false,
         ..Options::default()

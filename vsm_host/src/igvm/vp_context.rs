@@ -1,20 +1,12 @@
 //! The registers that VP 0 starts VTL2 with.
 
-use super::error::Detail;
-use super::error::Detail::{Hex, Number, Text};
-use super::error::ImageError;
-use super::error::Reason;
-use super::header::File;
-use super::header::Header;
+use super::error::Detail::{AtLeast, AtMost};
+use super::error::{ImageError, Reason};
+use super::header::{File, Header};
 use super::scan::VTL2;
 use hv_defs::registers::HvRegisterName as Name;
-use hv_defs::vp_context::HvInitialVpContext;
-use hv_defs::vp_context::HvX64SegmentRegister;
-use hv_defs::vp_context::HvX64TableRegister;
-use hv_defs::vp_context::SegmentAttributes;
-use igvm_defs::IGVM_VHS_VP_CONTEXT;
-use igvm_defs::VbsVpContextHeader;
-use igvm_defs::VbsVpContextRegister;
+use hv_defs::vp_context::*;
+use igvm_defs::{IGVM_VHS_VP_CONTEXT, VbsVpContextHeader, VbsVpContextRegister};
 use zerocopy::FromBytes;
 
 /// Every register that can be set fits in; it bounds the search for repeated ones.
@@ -33,7 +25,8 @@ const EFER_LMA: u64 = 1 << 10;
 /// SCE, LME, LMA, NXE and FFXSR. SVME is the host's.
 const EFER_ALLOWED: u64 = 1 | EFER_LME | EFER_LMA | 1 << 11 | 1 << 14;
 const RFLAGS_ALWAYS_ONE: u64 = 1 << 1;
-const RFLAGS_VM: u64 = 1 << 17;
+/// All defined flags but VM: there is no virtual-8086 mode in 64-bit mode.
+const RFLAGS_ALLOWED: u64 = 0x3f_ffff & !(1 << 17);
 
 /// Registers of a VP at its first instruction. Those that the image does not name have
 /// their value after reset.
@@ -138,58 +131,41 @@ pub(crate) fn parse(
     header: &Header<'_>,
     directive: &IGVM_VHS_VP_CONTEXT,
 ) -> Result<InitialContext, ImageError> {
-    if directive.vp_index != 0 {
-        let found = Number(directive.vp_index.into());
-        return Err(header.error(Reason::Field("VP index"), found, Number(0)));
-    }
+    header.equal("VP index", directive.vp_index.into(), 0)?;
     header.reserved(directive.reserved.into())?;
-    if directive.gpa.get() != 0 {
-        return Err(header.error(Reason::Field("GPA"), Hex(directive.gpa.get()), Number(0)));
-    }
-    let data = file.data_from(header, directive.file_offset)?;
-    let truncated = |needed: usize| {
-        let (found, needed) = (data.len() as u64, needed as u64);
-        header.error(
-            Reason::FileData,
-            Detail::Bytes(found),
-            Detail::Bytes(needed),
-        )
-    };
+    header.equal("GPA", directive.gpa.get(), 0)?;
+    let data = file.data(header, directive.file_offset, None)?;
+    let length = data.len() as u64;
+    let truncated = |n: usize| Reason::FileData.at(header.place, length, AtLeast(n as u64));
     let (list, rest) = VbsVpContextHeader::read_from_prefix(data)
         .map_err(|_| truncated(size_of::<VbsVpContextHeader>()))?;
-    if list.register_count > MAX_REGISTERS {
-        return Err(header.error(
-            Reason::TooMany("registers"),
-            Number(list.register_count.into()),
-            Detail::AtMost(MAX_REGISTERS.into()),
-        ));
-    }
-    let size = list.register_count as usize * size_of::<VbsVpContextRegister>();
-    let registers = rest
-        .get(..size)
-        .ok_or_else(|| truncated(size + size_of_val(&list)))?;
+    let (count, most) = (list.register_count, u64::from(MAX_REGISTERS));
+    let right = u64::from(count) <= most;
+    header.ensure(right, Reason::TooMany("registers"), count, AtMost(most))?;
+    let count = count as usize;
+    let (registers, _) = <[VbsVpContextRegister]>::ref_from_prefix_with_elems(rest, count)
+        .map_err(|_| truncated(count * size_of::<VbsVpContextRegister>()))?;
     let mut context = InitialContext::reset();
     let mut seen = [Name(0); MAX_REGISTERS as usize];
-    for (index, bytes) in registers
-        .chunks_exact(size_of::<VbsVpContextRegister>())
-        .enumerate()
-    {
-        let register = VbsVpContextRegister::read_from_bytes(bytes)
-            .map_err(|_| truncated(size + size_of_val(&list)))?;
+    for (index, register) in registers.iter().enumerate() {
         let name = Name(register.register_name.get());
-        if register.vtl != VTL2 {
-            let (found, expected) = (Number(register.vtl.into()), Number(VTL2.into()));
-            return Err(header.error(Reason::Field("VTL of a register"), found, expected));
-        }
-        if register.mbz != [0; 11] {
-            return Err(header.error(Reason::Reserved, Text("other bytes"), Number(0)));
-        }
-        if seen[..index].contains(&name) {
-            let expected = Text("every register once");
-            return Err(header.error(Reason::Register(name), Text("it twice"), expected));
-        }
+        header.equal("VTL of a register", register.vtl.into(), VTL2.into())?;
+        let zero = register.mbz == [0; 11];
+        header.ensure(
+            zero,
+            Reason::Field("reserved field"),
+            "other bytes",
+            "zeros",
+        )?;
+        let first = !seen[..index].contains(&name);
+        header.ensure(
+            first,
+            Reason::Register(name),
+            "it twice",
+            "every register once",
+        )?;
         seen[index] = name;
-        set(&mut context, header, name, &register.register_value)?;
+        set(&mut context, header, name, register.register_value)?;
     }
     context.state.rsp = context.gprs[4];
     check(&mut context, header)?;
@@ -201,57 +177,40 @@ fn set(
     context: &mut InitialContext,
     header: &Header<'_>,
     name: Name,
-    value: &[u8; 16],
+    value: [u8; 16],
 ) -> Result<(), ImageError> {
     if let Some(segment) = context.segment(name) {
-        *segment = zerocopy::transmute!(*value);
+        *segment = zerocopy::transmute!(value);
         return Ok(());
     }
     if let Some(table) = context.table(name) {
-        *table = zerocopy::transmute!(*value);
+        *table = zerocopy::transmute!(value);
         return Ok(());
     }
-    let [low, high]: [u64; 2] = zerocopy::transmute!(*value);
-    if high != 0 {
-        return Err(header.error(Reason::Register(name), Hex(high), Text("64 bits")));
-    }
+    let [low, high]: [u64; 2] = zerocopy::transmute!(value);
+    header.ensure(high == 0, Reason::Register(name), high, "64 bits")?;
     if let Some(slot) = context.slot(name) {
         *slot = low;
         return Ok(());
     }
     // Memory types under nested paging come from the nested page tables and from PAT; the
     // processor's MTRRs stay as the firmware set them for the whole machine.
-    if (Name::MTRR_DEF_TYPE.0..=Name::MTRR_LAST.0).contains(&name.0) {
-        return Ok(());
-    }
-    let expected = Text("a general purpose, control, segment, table or MTRR register");
-    Err(header.error(Reason::Register(name), Hex(low), expected))
+    let ignored = (Name::MTRR_DEF_TYPE.0..=Name::MTRR_LAST.0).contains(&name.0);
+    let expected = "a general purpose, control, segment, table or MTRR register";
+    header.ensure(ignored, Reason::Register(name), low, expected)
 }
 
 /// Makes sure that the processor will accept the state, and that it is 64-bit mode.
 fn check(context: &mut InitialContext, header: &Header<'_>) -> Result<(), ImageError> {
     let state = &mut context.state;
-    let needs = |name, value: u64, bits: u64, text| {
-        if value & bits == bits {
-            Ok(())
-        } else {
-            Err(header.error(Reason::Register(name), Hex(value), Text(text)))
-        }
+    let needs = |name, n: u64, bits: u64, expected: &'static str| {
+        header.ensure(n & bits == bits, Reason::Register(name), n, expected)
     };
-    let allows = |name, value: u64, bits: u64| {
-        if value & !bits == 0 {
-            Ok(())
-        } else {
-            let expected = Text("no bit that is reserved or the host's");
-            Err(header.error(Reason::Register(name), Hex(value), expected))
-        }
+    let allows = |name, n: u64, bits: u64| {
+        let expected = "no bit that is reserved or the host's";
+        header.ensure(n & !bits == 0, Reason::Register(name), n, expected)
     };
-    needs(
-        Name::CR0,
-        state.cr0,
-        CR0_PE | CR0_PG,
-        "PE and PG set (64-bit mode)",
-    )?;
+    needs(Name::CR0, state.cr0, CR0_PE | CR0_PG, "PE and PG set")?;
     needs(Name::CR4, state.cr4, CR4_PAE, "PAE set (64-bit mode)")?;
     needs(Name::EFER, state.efer, EFER_LME, "LME set (64-bit mode)")?;
     allows(Name::CR0, state.cr0, u32::MAX.into())?;
@@ -260,13 +219,12 @@ fn check(context: &mut InitialContext, header: &Header<'_>) -> Result<(), ImageE
     if state.cr0 & CR0_NW != 0 {
         needs(Name::CR0, state.cr0, CR0_CD, "CD set where NW is")?;
     }
-    allows(Name::RFLAGS, state.rflags, 0x3f_ffff & !RFLAGS_VM)?;
-    if !state.cs.attributes.long() || state.cs.attributes.default() {
-        let expected = Text("a 64-bit code segment (L set, D clear)");
-        let found = Hex(state.cs.attributes.into_bits().into());
-        return Err(header.error(Reason::Register(Name::CS), found, expected));
-    }
+    allows(Name::RFLAGS, state.rflags, RFLAGS_ALLOWED)?;
     allows(Name::CR8, context.cr8, 0xf)?;
+    let cs = state.cs.attributes;
+    let (right, n) = (cs.long() && !cs.default(), u32::from(cs.into_bits()));
+    let expected = "a 64-bit code segment (L set, D clear)";
+    header.ensure(right, Reason::Register(Name::CS), n, expected)?;
     state.efer |= EFER_LMA;
     state.rflags |= RFLAGS_ALWAYS_ONE;
     Ok(())

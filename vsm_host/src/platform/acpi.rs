@@ -9,6 +9,7 @@
 use super::IoApic;
 use super::MemoryRange;
 use super::PhysMemory;
+use super::RamRange;
 use super::Unreadable;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -31,6 +32,7 @@ const RSDP_V2_SIZE: usize = 36;
 pub struct Signature(pub [u8; 4]);
 
 impl Signature {
+    const RSDP: Self = Self(*b"RSDP");
     const RSDT: Self = Self(*b"RSDT");
     const XSDT: Self = Self(*b"XSDT");
     const MADT: Self = Self(*b"APIC");
@@ -70,65 +72,34 @@ pub enum AcpiError {
     /// Memory that cannot be read.
     #[error("ACPI: {0}")]
     Unreadable(#[from] Unreadable),
-    /// No RSDP.
-    #[error("ACPI RSDP: found none in {RSDP_AREA}, expected \"RSD PTR \" with a right checksum")]
-    NoRsdp,
-    /// The RSDP that was pointed to is none.
-    #[error("ACPI RSDP at {address:#x}: found no signature or a wrong checksum")]
-    BadRsdp {
-        /// Where.
-        address: u64,
-    },
     /// A table that must be there.
-    #[error("ACPI: found no table {signature}, expected one")]
-    Missing {
-        /// Its name.
-        signature: Signature,
-    },
-    /// A table with another name than expected.
-    #[error("ACPI table at {address:#x}: signature, found {found}, expected {expected}")]
-    Signature {
-        /// Where.
-        address: u64,
-        /// Its name.
-        found: Signature,
-        /// Expected name.
-        expected: Signature,
-    },
-    /// A table whose length cannot be right.
-    #[error("ACPI {signature}: length, found {found}, expected {minimum} to {MAX_TABLE_SIZE}")]
-    Length {
-        /// Its name.
-        signature: Signature,
-        /// Length field.
-        found: u32,
-        /// Length of its fixed part.
-        minimum: usize,
-    },
-    /// A table whose bytes do not add up to 0.
-    #[error("ACPI {signature}: sum of all bytes, found {found:#x}, expected 0")]
-    Checksum {
-        /// Its name.
-        signature: Signature,
-        /// The sum.
-        found: u8,
+    #[error("ACPI: found no table {0}, expected one")]
+    Missing(Signature),
+    /// A wrong value in a table.
+    #[error("ACPI {table}: {field}, found {found:#x}, expected {expected}")]
+    Field {
+        /// The table.
+        table: Signature,
+        /// Which value.
+        field: &'static str,
+        /// The value.
+        found: u64,
+        /// What it could be.
+        expected: &'static str,
     },
     /// A structure in a table that is cut off or too short.
     #[error(
-        "ACPI {signature}: structure of type {kind} at offset {offset}, found length {found}, \
-         expected {minimum} or more and within the table"
+        "ACPI {table}: structure at offset {offset}, found length {found}, expected {expected}"
     )]
     Structure {
-        /// Name of the table.
-        signature: Signature,
-        /// Type of the structure.
-        kind: u8,
-        /// Position in the table.
+        /// The table.
+        table: Signature,
+        /// Position of the structure.
         offset: usize,
-        /// Length field.
+        /// Its length.
         found: usize,
-        /// Length of that type.
-        minimum: usize,
+        /// Length of its type.
+        expected: usize,
     },
 }
 
@@ -141,22 +112,13 @@ pub struct Madt {
     pub io_apics: Vec<IoApic>,
 }
 
-/// RAM that belongs to a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryAffinity {
-    /// Where.
-    pub range: MemoryRange,
-    /// The node.
-    pub node: u32,
-}
-
 /// What the SRAT tells.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Srat {
     /// APIC id and node of each CPU, sorted.
     pub cpus: Vec<(u32, u32)>,
     /// Nodes of the RAM.
-    pub memory: Vec<MemoryAffinity>,
+    pub memory: Vec<RamRange>,
 }
 
 impl Srat {
@@ -171,11 +133,9 @@ impl Srat {
 /// Finds and copies the tables; `rsdp` 0 means that it has to be searched.
 pub fn read_tables(memory: &impl PhysMemory, rsdp: u64) -> Result<AcpiTables, AcpiError> {
     let address = if rsdp != 0 { rsdp } else { find_rsdp(memory)? };
-    let Some(root) = read_rsdp(memory, address)? else {
-        return Err(AcpiError::BadRsdp { address });
-    };
-    let (signature, entry_size) = root.kind();
-    let table = read_table(memory, root.address(), signature)?;
+    let (signature, entry_size, root) =
+        read_rsdp(memory, address)?.ok_or(AcpiError::Missing(Signature::RSDP))?;
+    let table = read_table(memory, root, signature)?;
     let mut tables = AcpiTables::default();
     let mut madt = None;
     for entry in table[HEADER_SIZE..].chunks_exact(entry_size) {
@@ -197,9 +157,7 @@ pub fn read_tables(memory: &impl PhysMemory, rsdp: u64) -> Result<AcpiTables, Ac
             *slot = Some(read_table(memory, address, signature)?);
         }
     }
-    tables.madt = madt.ok_or(AcpiError::Missing {
-        signature: Signature::MADT,
-    })?;
+    tables.madt = madt.ok_or(AcpiError::Missing(Signature::MADT))?;
     Ok(tables)
 }
 
@@ -208,27 +166,13 @@ pub fn parse_madt(table: &[u8]) -> Result<Madt, AcpiError> {
     let mut madt = Madt::default();
     for structure in structures(Signature::MADT, table) {
         let structure = structure?;
-        match structure.kind {
-            MADT_LOCAL_APIC => {
-                let body = structure.sized(8)?;
-                if read_u32(body, 4) & 1 != 0 {
-                    madt.apic_ids.push(body[3].into());
-                }
-            }
-            MADT_IO_APIC => {
-                let body = structure.sized(12)?;
-                madt.io_apics.push(IoApic {
-                    address: read_u32(body, 4),
-                    gsi_base: read_u32(body, 8),
-                });
-            }
-            MADT_LOCAL_X2APIC => {
-                let body = structure.sized(16)?;
-                if read_u32(body, 8) & 1 != 0 {
-                    madt.apic_ids.push(read_u32(body, 4));
-                }
-            }
-            _ => {}
+        madt.apic_ids.extend(structure.enabled_cpu()?);
+        if structure.kind == MADT_IO_APIC {
+            let body = structure.sized(12)?;
+            madt.io_apics.push(IoApic {
+                address: read_u32(body, 4),
+                gsi_base: read_u32(body, 8),
+            });
         }
     }
     Ok(madt)
@@ -239,32 +183,22 @@ pub fn parse_srat(table: &[u8]) -> Result<Srat, AcpiError> {
     let mut srat = Srat::default();
     for structure in structures(Signature::SRAT, table) {
         let structure = structure?;
-        match structure.kind {
-            SRAT_LOCAL_APIC => {
-                let body = structure.sized(16)?;
-                if read_u32(body, 4) & 1 != 0 {
-                    let node = u32::from_le_bytes([body[2], body[9], body[10], body[11]]);
-                    srat.cpus.push((body[3].into(), node));
-                }
-            }
-            SRAT_MEMORY => {
-                let body = structure.sized(40)?;
-                let size = read_u64(body, 16);
-                let range = MemoryRange::with_size(read_u64(body, 8), size);
-                if let (Some(range), 1) = (range, read_u32(body, 28) & 1) {
-                    srat.memory.push(MemoryAffinity {
-                        range,
-                        node: read_u32(body, 2),
-                    });
-                }
-            }
-            SRAT_LOCAL_X2APIC => {
-                let body = structure.sized(24)?;
-                if read_u32(body, 12) & 1 != 0 {
-                    srat.cpus.push((read_u32(body, 8), read_u32(body, 4)));
-                }
-            }
-            _ => {}
+        let body = structure.bytes;
+        if let Some(apic_id) = structure.enabled_cpu()? {
+            let node = match structure.kind {
+                SRAT_LOCAL_APIC => u32::from_le_bytes([body[2], body[9], body[10], body[11]]),
+                _ => read_u32(body, 4),
+            };
+            srat.cpus.push((apic_id, node));
+        } else if structure.kind == SRAT_MEMORY {
+            let body = structure.sized(40)?;
+            let range = MemoryRange::with_size(read_u64(body, 8), read_u64(body, 16));
+            let node = read_u32(body, 2);
+            let enabled = body[28] & 1 != 0;
+            let affinity = range
+                .filter(|_| enabled)
+                .map(|range| RamRange { range, node });
+            srat.memory.extend(affinity);
         }
     }
     srat.cpus.sort_unstable();
@@ -275,19 +209,10 @@ pub fn parse_srat(table: &[u8]) -> Result<Srat, AcpiError> {
 pub fn disable_cpu(table: &mut [u8], apic_id: u32) {
     let signature = Signature(table.first_chunk().copied().unwrap_or_default());
     let flags: Vec<usize> = structures(signature, table)
-        .filter_map(Result::ok)
-        .filter_map(|s| {
-            let id8 = |s: &Structure<'_>, at: usize| s.bytes.get(at).copied().map(u32::from);
-            let id32 =
-                |s: &Structure<'_>, at: usize| (s.bytes.len() >= 16).then(|| read_u32(s.bytes, at));
-            let (id, flags) = match (signature, s.kind) {
-                (Signature::MADT, MADT_LOCAL_APIC) if s.bytes.len() >= 8 => (id8(&s, 3), 4),
-                (Signature::MADT, MADT_LOCAL_X2APIC) => (id32(&s, 4), 8),
-                (Signature::SRAT, SRAT_LOCAL_APIC) if s.bytes.len() >= 8 => (id8(&s, 3), 4),
-                (Signature::SRAT, SRAT_LOCAL_X2APIC) => (id32(&s, 8), 12),
-                _ => return None,
-            };
-            (id == Some(apic_id)).then_some(s.offset + flags)
+        .filter_map(|structure| {
+            let structure = structure.ok()?;
+            let (id, flags) = structure.cpu().ok()??;
+            (id == apic_id).then_some(structure.offset + flags)
         })
         .collect();
     for position in flags {
@@ -305,28 +230,6 @@ const SRAT_LOCAL_APIC: u8 = 0;
 const SRAT_MEMORY: u8 = 1;
 const SRAT_LOCAL_X2APIC: u8 = 2;
 
-/// Where the list of tables is.
-enum Root {
-    Rsdt(u32),
-    Xsdt(u64),
-}
-
-impl Root {
-    fn address(&self) -> u64 {
-        match *self {
-            Self::Rsdt(address) => address.into(),
-            Self::Xsdt(address) => address,
-        }
-    }
-
-    fn kind(&self) -> (Signature, usize) {
-        match self {
-            Self::Rsdt(_) => (Signature::RSDT, 4),
-            Self::Xsdt(_) => (Signature::XSDT, 8),
-        }
-    }
-}
-
 fn find_rsdp(memory: &impl PhysMemory) -> Result<u64, AcpiError> {
     let last = RSDP_AREA.end() - RSDP_V2_SIZE as u64;
     for address in (RSDP_AREA.start()..=last).step_by(16) {
@@ -334,11 +237,15 @@ fn find_rsdp(memory: &impl PhysMemory) -> Result<u64, AcpiError> {
             return Ok(address);
         }
     }
-    Err(AcpiError::NoRsdp)
+    Err(AcpiError::Missing(Signature::RSDP))
 }
 
-/// The list of tables that the RSDP at `address` points to; `None` if there is none.
-fn read_rsdp(memory: &impl PhysMemory, address: u64) -> Result<Option<Root>, AcpiError> {
+/// Name, size of an entry and address of the list of tables that the RSDP at `address`
+/// points to; `None` if there is no RSDP.
+fn read_rsdp(
+    memory: &impl PhysMemory,
+    address: u64,
+) -> Result<Option<(Signature, usize, u64)>, AcpiError> {
     let mut v1 = [0; RSDP_V1_SIZE];
     memory.read(address, &mut v1)?;
     if &v1[..8] != b"RSD PTR " || sum(&v1) != 0 {
@@ -349,10 +256,10 @@ fn read_rsdp(memory: &impl PhysMemory, address: u64) -> Result<Option<Root>, Acp
         memory.read(address, &mut v2)?;
         let xsdt = read_u64(&v2, 24);
         if sum(&v2) == 0 && xsdt != 0 {
-            return Ok(Some(Root::Xsdt(xsdt)));
+            return Ok(Some((Signature::XSDT, 8, xsdt)));
         }
     }
-    Ok(Some(Root::Rsdt(read_u32(&v1, 16))))
+    Ok(Some((Signature::RSDT, 4, read_u32(&v1, 16).into())))
 }
 
 /// Copies a table and checks its name, length and checksum.
@@ -363,28 +270,24 @@ fn read_table(
 ) -> Result<Vec<u8>, AcpiError> {
     let mut header = [0; HEADER_SIZE];
     memory.read(address, &mut header)?;
-    let found = Signature([header[0], header[1], header[2], header[3]]);
-    if found != signature {
-        return Err(AcpiError::Signature {
-            address,
-            found,
-            expected: signature,
-        });
+    let wrong = |field, found, expected| AcpiError::Field {
+        table: signature,
+        field,
+        found,
+        expected,
+    };
+    if header[..4] != signature.0 {
+        return Err(wrong("signature at address", address, "the table's name"));
     }
-    let length = read_u32(&header, 4);
-    let minimum = HEADER_SIZE + fixed_part(signature);
-    if !(minimum..=MAX_TABLE_SIZE).contains(&(length as usize)) {
-        return Err(AcpiError::Length {
-            signature,
-            found: length,
-            minimum,
-        });
+    let length = read_u32(&header, 4) as usize;
+    if !(HEADER_SIZE + fixed_part(signature)..=MAX_TABLE_SIZE).contains(&length) {
+        return Err(wrong("length", length as u64, "its header to 1 MiB"));
     }
-    let mut table = vec![0; length as usize];
+    let mut table = vec![0; length];
     memory.read(address, &mut table)?;
     match sum(&table) {
         0 => Ok(table),
-        found => Err(AcpiError::Checksum { signature, found }),
+        found => Err(wrong("sum of all bytes", found.into(), "0")),
     }
 }
 
@@ -399,7 +302,7 @@ fn fixed_part(signature: Signature) -> usize {
 
 /// A type-length-value structure of the MADT or SRAT.
 struct Structure<'a> {
-    signature: Signature,
+    table: Signature,
     kind: u8,
     offset: usize,
     bytes: &'a [u8],
@@ -407,18 +310,33 @@ struct Structure<'a> {
 
 impl<'a> Structure<'a> {
     /// Its bytes, if there are as many as its type needs.
-    fn sized(&self, minimum: usize) -> Result<&'a [u8], AcpiError> {
-        if self.bytes.len() >= minimum {
-            Ok(self.bytes)
-        } else {
-            Err(AcpiError::Structure {
-                signature: self.signature,
-                kind: self.kind,
-                offset: self.offset,
-                found: self.bytes.len(),
-                minimum,
-            })
+    fn sized(&self, expected: usize) -> Result<&'a [u8], AcpiError> {
+        if self.bytes.len() >= expected {
+            return Ok(self.bytes);
         }
+        Err(AcpiError::Structure {
+            table: self.table,
+            offset: self.offset,
+            found: self.bytes.len(),
+            expected,
+        })
+    }
+
+    /// APIC id of the CPU that it describes, and where its flags are.
+    fn cpu(&self) -> Result<Option<(u32, usize)>, AcpiError> {
+        Ok(match (self.table, self.kind) {
+            (Signature::MADT, MADT_LOCAL_APIC) => Some((self.sized(8)?[3].into(), 4)),
+            (Signature::MADT, MADT_LOCAL_X2APIC) => Some((read_u32(self.sized(16)?, 4), 8)),
+            (Signature::SRAT, SRAT_LOCAL_APIC) => Some((self.sized(16)?[3].into(), 4)),
+            (Signature::SRAT, SRAT_LOCAL_X2APIC) => Some((read_u32(self.sized(24)?, 8), 12)),
+            _ => None,
+        })
+    }
+
+    /// The same, only if the CPU is enabled.
+    fn enabled_cpu(&self) -> Result<Option<u32>, AcpiError> {
+        let enabled = |(_, flags): &(u32, usize)| self.bytes[*flags] & 1 != 0;
+        Ok(self.cpu()?.filter(enabled).map(|(id, _)| id))
     }
 }
 
@@ -429,29 +347,25 @@ fn structures(
     let mut offset = HEADER_SIZE + fixed_part(signature);
     core::iter::from_fn(move || {
         let rest = table.get(offset..).filter(|rest| !rest.is_empty())?;
-        let kind = rest[0];
-        let length = rest.get(1).copied().unwrap_or(0).into();
-        let item = match rest.get(..length) {
-            Some(bytes) if length >= 2 => Ok(Structure {
-                signature,
-                kind,
-                offset,
-                bytes,
-            }),
-            _ => Err(AcpiError::Structure {
-                signature,
-                kind,
+        let length = usize::from(rest.get(1).copied().unwrap_or(0));
+        let Some(bytes) = rest.get(..length).filter(|bytes| bytes.len() >= 2) else {
+            let error = AcpiError::Structure {
+                table: signature,
                 offset,
                 found: length,
-                minimum: 2,
-            }),
+                expected: 2,
+            };
+            offset = table.len();
+            return Some(Err(error));
         };
-        offset = if item.is_ok() {
-            offset + length
-        } else {
-            table.len()
+        let structure = Structure {
+            table: signature,
+            kind: rest[0],
+            offset,
+            bytes,
         };
-        Some(item)
+        offset += length;
+        Some(Ok(structure))
     })
 }
 

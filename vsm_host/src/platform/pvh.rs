@@ -99,44 +99,16 @@ pub enum StartInfoError {
     /// Memory that cannot be read.
     #[error("PVH start information: {0}")]
     Unreadable(#[from] Unreadable),
-    /// Not a start information.
-    #[error("PVH start information: magic, found {found:#x}, expected {MAGIC:#x}")]
-    Magic {
-        /// The first word.
-        found: u32,
+    /// A wrong value.
+    #[error("PVH start information: {field}, found {found:#x}, expected {expected}")]
+    Field {
+        /// Which.
+        field: &'static str,
+        /// Its value.
+        found: u64,
+        /// What it could be.
+        expected: &'static str,
     },
-    /// Too old.
-    #[error("PVH start information: version, found {found}, expected at least 1 (memory map)")]
-    Version {
-        /// The version.
-        found: u32,
-    },
-    /// More entries than any machine has.
-    #[error("PVH start information: {what}, found {found} entries, expected at most {MAX_ENTRIES}")]
-    TooMany {
-        /// Which list.
-        what: &'static str,
-        /// Its length.
-        found: u32,
-    },
-    /// A range that leaves the address space.
-    #[error(
-        "PVH start information: {what} {index}, found {size:#x} bytes at {address:#x}, expected an \
-         end below 2^64"
-    )]
-    Range {
-        /// Which list.
-        what: &'static str,
-        /// Which element.
-        index: usize,
-        /// Its address.
-        address: u64,
-        /// Its size.
-        size: u64,
-    },
-    /// A command line without end.
-    #[error("PVH command line: found no end, expected one within {MAX_COMMAND_LINE} bytes")]
-    CommandLine,
 }
 
 impl StartInfo {
@@ -146,65 +118,64 @@ impl StartInfo {
         let mut raw = RawStartInfo::new_zeroed();
         memory.read(address, raw.as_mut_bytes())?;
         if raw.magic != MAGIC {
-            return Err(StartInfoError::Magic { found: raw.magic });
+            return Err(wrong("magic", raw.magic.into(), "0x336ec578"));
         }
         if raw.version < VERSION_WITH_MEMORY_MAP {
-            return Err(StartInfoError::Version { found: raw.version });
+            return Err(wrong(
+                "version",
+                raw.version.into(),
+                "at least 1 (memory map)",
+            ));
         }
-        let modules: Vec<RawModule> =
-            read_list(memory, "module list", raw.modules, raw.module_count)?;
-        let modules = modules
-            .iter()
-            .enumerate()
-            .map(|(index, m)| range("module", index, m.address, m.size))
-            .collect::<Result<_, _>>()?;
+        let modules: Vec<RawModule> = read_list(memory, raw.modules, raw.module_count)?;
         let entries: Vec<RawMemoryMapEntry> =
-            read_list(memory, "memory map", raw.memory_map, raw.memory_map_entries)?;
-        let memory_map = entries
-            .iter()
-            .enumerate()
-            .map(|(index, e)| {
-                Ok(MemoryMapEntry {
-                    range: range("memory map entry", index, e.address, e.size)?,
-                    kind: MemoryKind(e.kind),
-                })
-            })
-            .collect::<Result<_, StartInfoError>>()?;
+            read_list(memory, raw.memory_map, raw.memory_map_entries)?;
         Ok(Self {
             command_line: read_string(memory, raw.command_line)?,
-            modules,
-            memory_map,
+            modules: modules
+                .iter()
+                .map(|module| range(module.address, module.size))
+                .collect::<Result<_, _>>()?,
+            memory_map: entries
+                .iter()
+                .map(|entry| {
+                    let range = range(entry.address, entry.size)?;
+                    let kind = MemoryKind(entry.kind);
+                    Ok(MemoryMapEntry { range, kind })
+                })
+                .collect::<Result<_, StartInfoError>>()?,
             rsdp: raw.rsdp,
         })
     }
 }
 
+fn wrong(field: &'static str, found: u64, expected: &'static str) -> StartInfoError {
+    StartInfoError::Field {
+        field,
+        found,
+        expected,
+    }
+}
+
 fn read_list<T: FromZeros + FromBytes + IntoBytes + Clone>(
     memory: &impl PhysMemory,
-    what: &'static str,
     address: u64,
     count: u32,
 ) -> Result<Vec<T>, StartInfoError> {
     if count > MAX_ENTRIES {
-        return Err(StartInfoError::TooMany { what, found: count });
+        return Err(wrong("length of a list", count.into(), "at most 1024"));
     }
     let mut list = vec![T::new_zeroed(); count as usize];
     memory.read(address, list.as_mut_slice().as_mut_bytes())?;
     Ok(list)
 }
 
-fn range(
-    what: &'static str,
-    index: usize,
-    address: u64,
-    size: u64,
-) -> Result<MemoryRange, StartInfoError> {
-    MemoryRange::with_size(address, size).ok_or(StartInfoError::Range {
-        what,
-        index,
-        address,
+fn range(address: u64, size: u64) -> Result<MemoryRange, StartInfoError> {
+    MemoryRange::with_size(address, size).ok_or(wrong(
+        "size of a module or memory range",
         size,
-    })
+        "an end below 2^64",
+    ))
 }
 
 /// Reads up to the zero byte; address 0 means that there is no string.
@@ -226,5 +197,9 @@ fn read_string(memory: &impl PhysMemory, address: u64) -> Result<Vec<u8>, StartI
         text.extend_from_slice(piece);
         at = at.saturating_add(piece.len() as u64);
     }
-    Err(StartInfoError::CommandLine)
+    Err(wrong(
+        "length of the command line",
+        text.len() as u64,
+        "less than 16 KiB",
+    ))
 }
