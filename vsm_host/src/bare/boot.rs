@@ -159,6 +159,8 @@ fn partition(machine: &MachineInfo, options: &Options<'_>, plan: &LoadPlan<'_>) 
     let iopm = IoPermissionMap::new(
         (DEBUG_EXIT_PORT..DEBUG_EXIT_PORT + DEBUG_EXIT_PORT_SIZE).chain([DEBUG_CONSOLE_PORT]),
     );
+    let (used, free) = heap::usage();
+    log!("heap: {} KiB used, {} KiB free", used >> 10, free >> 10);
     // The partition lives as long as the machine, and so do its maps.
     Partition::new(Config {
         apic_ids: machine.vps(options.park).iter().map(|cpu| cpu.apic_id).collect(),

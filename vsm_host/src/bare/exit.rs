@@ -4,9 +4,11 @@
 
 use super::console;
 use super::console::log;
+use boot_events::HOST_ERROR_PREFIX;
 use core::panic::PanicInfo;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering;
+use vsm_host::log_text;
 use vsm_host_defs::DEBUG_EXIT_PORT;
 use vsm_host_defs::ExitReason;
 use x86_64::instructions::hlt;
@@ -46,14 +48,15 @@ pub(crate) fn stop() -> ! {
 fn panic(info: &PanicInfo<'_>) -> ! {
     claim();
     console::take_by_force();
+    let prefix = log_text(HOST_ERROR_PREFIX);
     match info.location() {
         Some(at) => log!(
-            "host error: {} at {}:{}",
+            "{prefix}{} at {}:{}",
             info.message(),
             at.file(),
             at.line()
         ),
-        None => log!("host error: {}", info.message()),
+        None => log!("{prefix}{}", info.message()),
     }
     end(ExitReason::HostError)
 }

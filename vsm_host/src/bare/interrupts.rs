@@ -10,8 +10,10 @@
 use super::console;
 use super::console::log;
 use super::exit;
+use boot_events::HOST_ERROR_PREFIX;
 use core::arch::global_asm;
 use spin::Once;
+use vsm_host::log_text;
 use vsm_host::partition::mailbox::Sleeper;
 use vsm_host_defs::ExitReason;
 use x86_64::VirtAddr;
@@ -112,7 +114,8 @@ extern "C" fn host_exception(frame: &Frame) -> ! {
     exit::claim();
     console::take_by_force();
     log!(
-        "host error: exception {} (error {:#x}) at rip {:#x} cs {:#x} rflags {:#x} rsp {:#x} cr2 {:#x}",
+        "{}exception {} (error {:#x}) at rip {:#x} cs {:#x} rflags {:#x} rsp {:#x} cr2 {:#x}",
+        log_text(HOST_ERROR_PREFIX),
         frame.vector,
         frame.error,
         frame.rip,

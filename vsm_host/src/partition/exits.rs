@@ -17,9 +17,12 @@ use crate::svm::vmcb::EventInjection;
 use crate::svm::vmcb::Exception;
 use crate::svm::vmcb::ExitCode;
 use crate::svm::vmcb::IoInfo;
+use boot_events::HOST_ERROR_PREFIX;
 use boot_events::HOST_VTL2_CRASH_PREFIX;
 use core::fmt;
 use vsm_host_defs::ExitReason;
+use vsm_host_defs::HOST_MEMORY_BASE;
+use vsm_host_defs::HOST_MEMORY_SIZE;
 
 /// Bit of EXITINFO1 of a nested page fault: it was a write.
 const NPF_WRITE: u64 = 1 << 1;
@@ -95,6 +98,18 @@ impl Partition {
                 vp.vmcb_mut().inject(Exception::InvalidOpcode);
                 Next::Resume
             }
+            ExitCode::NPF if is_host_memory(vp.vmcb().save.cr3) => {
+                // No VTL has its page tables there: this is the state of the host. QEMU
+                // can do that to its first CPU under multi-threaded emulation.
+                processor.log(format_args!(
+                    "{}VP {} ran the host's own code with nested paging (the emulator corrupts \
+                     its first CPU, which must be parked)",
+                    log_text(HOST_ERROR_PREFIX),
+                    vp.index
+                ));
+                log_registers(vp, processor);
+                Next::End(ExitReason::HostError)
+            }
             ExitCode::NPF => {
                 let access = match info1 {
                     info if info & NPF_FETCH != 0 => "fetches from",
@@ -116,8 +131,9 @@ impl Partition {
             ),
             other => {
                 processor.log(format_args!(
-                    "host error: VP {} exits with {other:x?} ({info1:#x}, {info2:#x}), expected an \
+                    "{}VP {} exits with {other:x?} ({info1:#x}, {info2:#x}), expected an \
                      intercepted event",
+                    log_text(HOST_ERROR_PREFIX),
                     vp.index
                 ));
                 Next::End(ExitReason::HostError)
@@ -204,6 +220,10 @@ impl Partition {
         log_registers(vp, processor);
         Next::End(ExitReason::Vtl2Crash)
     }
+}
+
+fn is_host_memory(address: u64) -> bool {
+    (HOST_MEMORY_BASE..HOST_MEMORY_BASE + HOST_MEMORY_SIZE).contains(&address)
 }
 
 fn general_protection(_: Fault) -> Exception {

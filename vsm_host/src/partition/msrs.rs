@@ -36,6 +36,11 @@ const MTRR_DEF_TYPE: u32 = 0x2ff;
 const EFER: u32 = 0xc000_0080;
 const SYSCFG: u32 = 0xc001_0010;
 const HWCR: u32 = 0xc001_0015;
+const INT_PENDING: u32 = 0xc001_0055;
+const DE_CFG: u32 = 0xc001_1029;
+
+/// Linux switches the TLB flush filter of old processors off. There is none.
+const HWCR_FLUSH_FILTER_OFF: u64 = 1 << 6;
 
 /// The local APIC is where it always is, on, in xAPIC mode.
 const APIC_BASE_VALUE: u64 = 0xfee0_0000 | 1 << 11;
@@ -107,7 +112,8 @@ impl Partition {
             APIC_BASE => apic_base(vp),
             MTRR_CAP => MTRR_CAP_VALUE,
             // No microcode, no machine checks, no special features.
-            PATCH_LEVEL | MCG_CAP | MCG_STATUS | DEBUG_CTL | SYSCFG | HWCR => 0,
+            PATCH_LEVEL | MCG_CAP | MCG_STATUS | DEBUG_CTL => 0,
+            SYSCFG | HWCR | INT_PENDING | DE_CFG => 0,
             HV_X64_MSR_GUEST_OS_ID => self.shared.lock().vtls[vtl].guest_os_id,
             HV_X64_MSR_HYPERCALL => self.shared.lock().vtls[vtl].hypercall.register().into(),
             HV_X64_MSR_REFERENCE_TSC => {
@@ -163,6 +169,7 @@ impl Partition {
             EFER => write_efer(vp, value)?,
             APIC_BASE => must(value == apic_base(vp))?,
             MCG_STATUS | DEBUG_CTL | PATCH_LEVEL => must(value == 0)?,
+            HWCR => must(value & !HWCR_FLUSH_FILTER_OFF == 0)?,
             MTRR_DEF_TYPE if value & !MTRR_DEF_TYPE_DEFINED != 0 => return Err(Fault),
             HV_X64_MSR_GUEST_OS_ID => self.set_guest_os_id(vtl, processor, value)?,
             HV_X64_MSR_HYPERCALL => self.set_hypercall_page(vtl, processor, value.into())?,

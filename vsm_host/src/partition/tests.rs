@@ -283,6 +283,15 @@ fn memory_that_is_not_mapped_ends_the_machine_with_the_address() {
 }
 
 #[test]
+fn a_corrupted_emulator_is_not_blamed_on_the_vtl() {
+    let (partition, mut vp, processor) = setup();
+    exit(&mut vp, &processor, ExitCode::NPF, 2, &[]);
+    vp.vmcb_mut().save.cr3 = vsm_host_defs::HOST_MEMORY_BASE + 0x1000;
+    let end = Next::End(ExitReason::HostError);
+    assert_eq!(partition.handle_exit(&mut vp, &processor), end);
+}
+
+#[test]
 fn ports_of_the_host_are_silent() {
     let (partition, mut vp, processor) = setup();
     vp.vmcb_mut().save.rax = 0x1234;
