@@ -18,8 +18,6 @@ use std::fmt;
 
 /// Differing bytes with fewer equal bytes between them are one range.
 const MERGE_GAP: u64 = 16;
-/// Ranges that are listed for each part.
-const RANGE_LIMIT: usize = 64;
 /// Bytes that are shown of each range.
 const PREVIEW: usize = 16;
 
@@ -105,11 +103,12 @@ pub enum Difference {
     Encoding,
 }
 
-/// Compares two images; empty if they are the same file.
-pub fn diff(a: &Image, b: &Image) -> Vec<Difference> {
+/// Compares two images; empty if they are the same file. At most `range_limit` ranges of
+/// differing bytes are listed for each part, the others are summed up.
+pub fn diff(a: &Image, b: &Image, range_limit: usize) -> Vec<Difference> {
     let mut found = Vec::new();
     diff_fields(a, b, &mut found);
-    diff_parts(a, b, &mut found);
+    diff_parts(a, b, range_limit, &mut found);
     if found.is_empty() && a.sha256 != b.sha256 {
         found.push(Difference::Encoding);
     }
@@ -214,7 +213,7 @@ fn facts(image: &Image) -> (Vec<FieldKey>, BTreeMap<FieldKey, String>) {
     (order, values)
 }
 
-fn diff_parts(a: &Image, b: &Image, found: &mut Vec<Difference>) {
+fn diff_parts(a: &Image, b: &Image, range_limit: usize, found: &mut Vec<Difference>) {
     let (parts_a, parts_b) = (numbered(a), numbered(b));
     let all: BTreeSet<_> = parts_a.keys().chain(parts_b.keys()).copied().collect();
     for key @ (component, _) in all {
@@ -227,7 +226,7 @@ fn diff_parts(a: &Image, b: &Image, found: &mut Vec<Difference>) {
                         b: place_b,
                     });
                 }
-                diff_contents(component, (a, place_a), (b, place_b), found);
+                diff_contents(component, (a, place_a), (b, place_b), range_limit, found);
             }
             (place_a, place_b) => found.push(Difference::Part {
                 component,
@@ -264,6 +263,7 @@ fn diff_contents(
     component: Component,
     (a, place_a): (&Image, GpaRange),
     (b, place_b): (&Image, GpaRange),
+    range_limit: usize,
     found: &mut Vec<Difference>,
 ) {
     let pages = |image: &Image, place: GpaRange| -> BTreeSet<u64> {
@@ -308,7 +308,7 @@ fn diff_contents(
             pages,
         });
     }
-    let listed = bytes.ranges.len().min(RANGE_LIMIT);
+    let listed = bytes.ranges.len().min(range_limit);
     for range in &bytes.ranges[..listed] {
         found.push(Difference::Bytes {
             component,

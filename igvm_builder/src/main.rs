@@ -39,6 +39,7 @@ enum Command {
     /// Tell how two images differ; exit code 1 if they do
     #[command(after_help = "Examples:\n  \
         igvm diff old.igvm new.igvm\n  \
+        igvm diff old.igvm new.igvm --ranges 1000\n  \
         igvm diff old.igvm new.igvm --json | jq '.[] | select(.kind == \"bytes\")'")]
     Diff(DiffArgs),
     /// Draw the memory layout of an image, as text or as a picture
@@ -96,6 +97,9 @@ struct DiffArgs {
     a: PathBuf,
     /// The second image
     b: PathBuf,
+    /// List at most this many ranges of differing bytes for each part
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    ranges: usize,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -180,7 +184,7 @@ fn run_dump(args: &FileArgs) -> Result<ExitCode, Error> {
 }
 
 fn run_diff(args: &DiffArgs) -> Result<ExitCode, Error> {
-    let differences = diff(&read_image(&args.a)?, &read_image(&args.b)?);
+    let differences = diff(&read_image(&args.a)?, &read_image(&args.b)?, args.ranges);
     if args.json {
         print(&format!("{:#}\n", json!(differences)));
     } else if differences.is_empty() {

@@ -12,7 +12,7 @@ fn differences(change: impl FnOnce(&mut Parts)) -> Vec<Difference> {
     let mut parts = Parts::new();
     let before = parts.image();
     change(&mut parts);
-    diff(&before, &parts.image())
+    diff(&before, &parts.image(), 4)
 }
 
 /// Changes a directive of a built image and reads the result.
@@ -60,6 +60,25 @@ fn changed_byte_is_found_in_its_part() {
         (*component, *offset, *length),
         (Component::Kernel, 0x97f0, 1)
     );
+}
+
+#[test]
+fn ranges_beyond_the_limit_are_summed_up() {
+    let found = differences(|parts| {
+        for index in 0..10 {
+            parts.initrd[index * 100] ^= 1;
+        }
+    });
+
+    let listed = found
+        .iter()
+        .filter(|d| matches!(d, Difference::Bytes { .. }));
+    assert_eq!(listed.count(), 4);
+    assert!(found.contains(&Difference::More {
+        component: Component::Initrd,
+        ranges: 6,
+        bytes: 6,
+    }));
 }
 
 #[test]
@@ -142,14 +161,18 @@ fn reordered_directives_are_a_difference_of_encoding() {
     });
 
     assert_eq!(
-        diff(&Parts::new().image(), &reordered),
+        diff(&Parts::new().image(), &reordered, 4),
         [Difference::Encoding]
     );
 }
 
 #[test]
 fn additional_sidecar_is_a_part_of_one_image() {
-    let found = diff(&Parts::new().image(), &Parts::new().with_sidecar().image());
+    let found = diff(
+        &Parts::new().image(),
+        &Parts::new().with_sidecar().image(),
+        4,
+    );
 
     assert!(found.iter().any(|d| matches!(
         d,

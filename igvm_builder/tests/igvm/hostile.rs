@@ -31,7 +31,7 @@ fn use_all(bytes: &[u8]) {
         let _ = (description.to_string(), map::html(&description));
         let _ = measure(&image);
         let good = Image::read(&GOOD).expect("it is good");
-        let _ = (diff(&image, &good), diff(&good, &image));
+        let _ = (diff(&image, &good, 4), diff(&good, &image, 4));
     }
 }
 
