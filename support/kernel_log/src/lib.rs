@@ -77,7 +77,7 @@ impl KernelLog {
                 .is_some_and(|mut device| device.write_all(record.as_bytes()).is_ok());
             if !written {
                 // Nothing is left to report a failure of standard error to.
-                let _ = writeln!(std::io::stderr(), "{record}");
+                let _ = write!(std::io::stderr(), "{record}");
             }
         }
     }
@@ -105,7 +105,7 @@ impl KernelLog {
     /// Bytes of text that fit into one record of this log.
     pub fn record_capacity(&self) -> usize {
         // Three digits hold every priority.
-        KERNEL_LOG_RECORD_MAX - "<123>".len() - self.prefix.len()
+        KERNEL_LOG_RECORD_MAX - "<123>".len() - self.prefix.len() - "\n".len()
     }
 }
 
@@ -122,12 +122,15 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The records that carry `text`: `<priority>prefix text`.
+///
+/// Each ends with a line feed. Without it the kernel keeps the record open for a
+/// continuation, and no console shows it before somebody writes the next one.
 fn records(facility: u8, level: Level, prefix: &str, text: &str) -> Vec<String> {
     let head = format!("<{}>{prefix}", u16::from(facility) * 8 + level as u16);
-    let room = KERNEL_LOG_RECORD_MAX - head.len();
+    let room = KERNEL_LOG_RECORD_MAX - head.len() - "\n".len();
     text.lines()
         .flat_map(|line| pieces(line, room))
-        .map(|piece| format!("{head}{piece}"))
+        .map(|piece| format!("{head}{piece}\n"))
         .collect()
 }
 
@@ -152,7 +155,7 @@ mod tests {
     fn a_record_carries_facility_level_and_prefix() {
         assert_eq!(
             records(FACILITY_INIT, Level::Info, "underhill_init: ", "started"),
-            ["<22>underhill_init: started"]
+            ["<22>underhill_init: started\n"]
         );
     }
 
@@ -160,8 +163,14 @@ mod tests {
     fn each_line_of_a_text_is_a_record() {
         assert_eq!(
             records(FACILITY_PARAVISOR, Level::Error, "p: ", "one\ntwo\r\n"),
-            ["<27>p: one", "<27>p: two"]
+            ["<27>p: one\n", "<27>p: two\n"]
         );
+    }
+
+    #[test]
+    fn the_kernel_shows_a_record_at_once() {
+        let records = records(FACILITY_INIT, Level::Info, "p: ", &"x".repeat(5000));
+        assert!(records.iter().all(|r| r.ends_with('\n')));
     }
 
     #[test]
@@ -171,7 +180,7 @@ mod tests {
         assert!(records.iter().all(|r| r.len() <= KERNEL_LOG_RECORD_MAX));
         let joined: String = records
             .iter()
-            .map(|r| r.strip_prefix("<23>p: ").unwrap())
+            .map(|r| r.strip_prefix("<23>p: ").unwrap().trim_end())
             .collect();
         assert_eq!(joined, text);
     }
