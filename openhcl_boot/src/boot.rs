@@ -188,7 +188,7 @@ pub fn prepare(
 
     let imported = imported::read(image.imported_regions, params.imported_regions);
     if imported.is_none() {
-        log.info(format_args!(
+        log.detail(format_args!(
             "image relocated to {}; imported regions are not listed",
             params.memory
         ));
@@ -214,7 +214,7 @@ pub fn prepare(
         )
     };
     let pool_ranges = allocate_pool(&mut space, pool, options.split_pool)?;
-    log.info(format_args!(
+    log.detail(format_args!(
         "{} VPs, VTL2 RAM {} KiB in {} ranges, GPA pool {pool} pages in {} ranges, isolation {}",
         partition.cpus.len(),
         space.total() / 1024,
@@ -222,7 +222,7 @@ pub fn prepare(
         pool_ranges.len(),
         trust.isolation()
     ));
-    log.info(format_args!("sidecar: {}", sidecar(params, &options)));
+    log.detail(format_args!("sidecar: {}", sidecar(params, &options)));
 
     check_initrd(image.initrd, params.initrd_crc)?;
     let command_line = command_line::build(&partition, &measured, &options, pool > 0)?;

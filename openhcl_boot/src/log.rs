@@ -1,7 +1,9 @@
 //! The shim's log: always in memory, on the serial port when there is one.
 //!
 //! The memory survives until usermode reads it. Lines that were written before the
-//! serial port was known are replayed to it.
+//! serial port was known are replayed to it. Details go to memory only, because each
+//! byte on an emulated port costs about 10 µs; when the boot fails they are shown after
+//! all.
 
 use alloc::boxed::Box;
 use core::cell::RefCell;
@@ -17,6 +19,8 @@ pub enum Level {
     Warn,
     /// A decision or a fact.
     Info,
+    /// The same, for memory only.
+    Detail,
 }
 
 impl Level {
@@ -24,7 +28,7 @@ impl Level {
         match self {
             Self::Error => "ERROR",
             Self::Warn => "WARN",
-            Self::Info => "INFO",
+            Self::Info | Self::Detail => "INFO",
         }
     }
 }
@@ -36,6 +40,8 @@ pub struct BootLog<'a>(RefCell<Sinks<'a>>);
 struct Sinks<'a> {
     memory: StringBuffer<'a>,
     serial: Option<Box<dyn Write + 'a>>,
+    /// Memory has lines that the serial port has not.
+    has_hidden_lines: bool,
 }
 
 impl fmt::Debug for Sinks<'_> {
@@ -53,6 +59,7 @@ impl<'a> BootLog<'a> {
         Self(RefCell::new(Sinks {
             memory,
             serial: None,
+            has_hidden_lines: false,
         }))
     }
 
@@ -74,15 +81,38 @@ impl<'a> BootLog<'a> {
         // Too long a line is cut, which is all that an error can mean here.
         let _ = write!(line, "[{}] {message}", level.name());
         let line = line.finish();
-        sinks.memory.append(line);
-        if let Some(serial) = &mut sinks.serial {
-            let _ = serial.write_str(line);
+        let stored = sinks.memory.append(line);
+        let Sinks {
+            memory,
+            serial: Some(serial),
+            has_hidden_lines,
+        } = &mut *sinks
+        else {
+            return;
+        };
+        if level == Level::Detail {
+            *has_hidden_lines = true;
+            return;
         }
+        if level == Level::Error && *has_hidden_lines {
+            // All from the start: what led here is worth a second look.
+            let _ = serial.write_str(memory.text());
+            *has_hidden_lines = false;
+            if stored {
+                return;
+            }
+        }
+        let _ = serial.write_str(line);
     }
 
     /// A decision or a fact.
     pub fn info(&self, message: fmt::Arguments<'_>) {
         self.line(Level::Info, message);
+    }
+
+    /// A decision or a fact, for memory only.
+    pub fn detail(&self, message: fmt::Arguments<'_>) {
+        self.line(Level::Detail, message);
     }
 
     /// Something was ignored or dropped.
@@ -163,6 +193,24 @@ mod tests {
         let expected = "[INFO] first 1\n[WARN] second\n";
         assert_eq!(*port.borrow(), expected);
         assert_eq!(string_page_buf::read(&memory).unwrap().text, expected);
+    }
+
+    #[test]
+    fn details_reach_the_serial_port_only_before_an_error() {
+        let mut memory = [0; 4096];
+        let port = Rc::new(RefCell::new(String::new()));
+        let log = BootLog::new(StringBuffer::new(&mut memory).unwrap());
+        log.attach_serial(Box::new(Port(port.clone())));
+
+        log.info(format_args!("one"));
+        log.detail(format_args!("two"));
+        assert_eq!(*port.borrow(), "[INFO] one\n");
+        log.error(format_args!("three"));
+        log.error(format_args!("four"));
+
+        let all = "[INFO] one\n[INFO] two\n[ERROR] three\n";
+        let expected = alloc::format!("[INFO] one\n{all}[ERROR] four\n");
+        assert_eq!(*port.borrow(), expected);
     }
 
     #[test]

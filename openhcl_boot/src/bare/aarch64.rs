@@ -113,7 +113,7 @@ extern "C" fn report_exception(vector: u64, par: u64, elr: u64, esr: u64) -> ! {
         .with_no_crash_dump(true)
         .with_crash_notify(true);
     let _ = set_register_fast(HvRegisterName::GUEST_CRASH_CTL, control.into_bits());
-    halt()
+    end()
 }
 
 static PAGES: HypercallPages = HypercallPages::new();
@@ -151,12 +151,13 @@ pub(super) fn run(image_base: u64, params_offset: i64) -> ! {
         Box::leak(words.collect())
     };
     check_stack_cookie();
-    log.info(format_args!(
-        "{SHIM_STARTS_KERNEL} at {:#x}, heap {} of {} KiB",
-        handoff.kernel_entry,
+    log.detail(format_args!(
+        "heap {} of {} KiB, kernel at {:#x}",
         HEAP.peak_bytes().div_ceil(1024),
-        HEAP.capacity() / 1024
+        HEAP.capacity() / 1024,
+        handoff.kernel_entry
     ));
+    log.info(format_args!("{SHIM_STARTS_KERNEL}"));
     machine.hypercalls.disable();
     // SAFETY: the entry point was checked to lie in the image, and the tree is leaked.
     unsafe { enter_kernel(handoff.kernel_entry, tree) }
@@ -259,6 +260,6 @@ pub(super) fn report_crash(tag: [u8; 8], message: &'static CrashMessage) {
     minimal_rt::aarch64::report_crash(tag, message);
 }
 
-pub(super) fn halt() -> ! {
+pub(super) fn end() -> ! {
     minimal_rt::aarch64::halt()
 }

@@ -1,4 +1,4 @@
-//! How the shim dies: log, serial port, crash registers of the host, halt.
+//! How the shim dies: log, serial port, crash registers of the host, end of the VM.
 
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
@@ -37,5 +37,5 @@ pub(crate) fn fail(reason: fmt::Arguments<'_>) -> ! {
     if let Some(message) = message {
         arch::report_crash(TAG_BOOT_SHIM, message);
     }
-    arch::halt()
+    arch::end()
 }

@@ -97,12 +97,13 @@ pub(super) fn run(image_base: u64, params_offset: i64) -> ! {
         BootParamsPages::new(&handoff).unwrap_or_else(|error| fail(format_args!("{error}"))),
     ));
     check_stack_cookie();
-    log.info(format_args!(
-        "{SHIM_STARTS_KERNEL} at {:#x}, heap {} of {} KiB",
-        handoff.kernel_entry,
+    log.detail(format_args!(
+        "heap {} of {} KiB, kernel at {:#x}",
         HEAP.peak_bytes().div_ceil(1024),
-        HEAP.capacity() / 1024
+        HEAP.capacity() / 1024,
+        handoff.kernel_entry
     ));
+    log.info(format_args!("{SHIM_STARTS_KERNEL}"));
     if let Some(hypercalls) = machine.hypercalls.take() {
         hypercalls.disable();
     }
@@ -190,6 +191,6 @@ pub(super) fn report_crash(tag: [u8; 8], message: &'static CrashMessage) {
     }
 }
 
-pub(super) fn halt() -> ! {
-    minimal_rt::x86_64::halt()
+pub(super) fn end() -> ! {
+    minimal_rt::x86_64::triple_fault()
 }

@@ -46,8 +46,6 @@ const COMMON: &[&str] = &[
     "cryptomgr.notests",
     // The extended state belongs to VTL0: VTL2 never touches it.
     "noxsave",
-    // PCID costs TLB flushes on every VTL switch.
-    "clearcpuid=pcid",
     // A bounce buffer of one slot: devices reach all of VTL2's memory (saves 64 MiB).
     "swiotlb=1,1",
     // APs one after the other: those that wait in parallel bring-up spin, and starve the

@@ -20,8 +20,10 @@ use hv_defs::msr::{
     HV_X64_MSR_TIME_REF_COUNT, OverlayPage,
 };
 use thiserror::Error;
+use x86_64::VirtAddr;
 use x86_64::instructions::port::Port;
 use x86_64::registers::model_specific::Msr;
+use x86_64::structures::DescriptorTablePointer;
 
 use crate::Page;
 use crate::crash::{CrashMessage, CrashRegisters};
@@ -88,12 +90,15 @@ pub fn physical_address_bits() -> u8 {
     __cpuid(CPUID_ADDRESS_SIZES).eax as u8
 }
 
-/// Stops this CPU for ever.
-pub fn halt() -> ! {
-    loop {
-        // SAFETY: with interrupts off only a reset gets past `hlt`, and the loop holds.
-        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
-    }
+/// Ends the VM by a triple fault: an exception without a table of handlers. The host
+/// learns of it at once, while a halted CPU would look alive.
+pub fn triple_fault() -> ! {
+    let empty = DescriptorTablePointer {
+        limit: 0,
+        base: VirtAddr::zero(),
+    };
+    // SAFETY: no exception is to be handled any more, and interrupts are off.
+    unsafe { asm!("cli", "lidt [{}]", "ud2", in(reg) &raw const empty, options(noreturn)) }
 }
 
 /// Port access for [`crate::serial::Serial`].
