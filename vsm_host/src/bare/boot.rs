@@ -61,8 +61,7 @@ extern "C" fn bsp_main(start_info: u64) -> ! {
     log!("{}{HOST_STARTED_SUFFIX}", env!("CARGO_PKG_VERSION"));
     mask_8259();
     let start_info = StartInfo::read(&Physical, start_info).unwrap_or_else(|e| panic!("{e}"));
-    let options =
-        Options::parse_bytes(&start_info.command_line).unwrap_or_else(|e| panic!("{e}"));
+    let options = Options::parse_bytes(&start_info.command_line).unwrap_or_else(|e| panic!("{e}"));
     let machine = discover(&start_info);
     smp::start(machine.cpus.len() as u32 - 1);
     log!("{} CPUs run", machine.cpus.len());
@@ -163,7 +162,11 @@ fn partition(machine: &MachineInfo, options: &Options<'_>, plan: &LoadPlan<'_>) 
     log!("heap: {} KiB used, {} KiB free", used >> 10, free >> 10);
     // The partition lives as long as the machine, and so do its maps.
     Partition::new(Config {
-        apic_ids: machine.vps(options.park).iter().map(|cpu| cpu.apic_id).collect(),
+        apic_ids: machine
+            .vps(options.park)
+            .iter()
+            .map(|cpu| cpu.apic_id)
+            .collect(),
         spaces,
         frequencies,
         start_tsc: clock::start_tsc(),

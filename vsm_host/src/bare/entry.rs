@@ -8,8 +8,6 @@
 #![expect(unsafe_code, reason = "symbols defined in assembly")]
 
 use core::arch::global_asm;
-use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering;
 
 /// Bytes of stack of the first CPU.
 pub(crate) const BOOT_STACK_SIZE: usize = 64 << 10;
@@ -23,8 +21,6 @@ unsafe extern "C" {
     /// Start page of the other CPUs: code and its end.
     static ap_start: u8;
     static ap_start_end: u8;
-    /// Number of CPUs that have passed `ap_start`.
-    static ap_arrivals: AtomicU32;
     /// Lowest address of the stacks of the other CPUs, and how many there are.
     static mut ap_stacks: u64;
     static mut ap_stack_count: u32;
@@ -48,12 +44,6 @@ pub(crate) fn set_ap_stacks(base: u64, count: u32) {
         ap_stacks = base;
         ap_stack_count = count;
     }
-}
-
-/// How many CPUs have passed the start page.
-pub(crate) fn arrivals() -> u32 {
-    // SAFETY: the word is only ever accessed atomically.
-    unsafe { ap_arrivals.load(Ordering::Acquire) }
 }
 
 /// First address behind the image; the heap begins there.
@@ -91,7 +81,7 @@ boot_gdt_pointer:
     .word . - boot_gdt - 1
     .quad boot_gdt
     .balign 8
-    .globl ap_arrivals, ap_stacks, ap_stack_count
+    .globl ap_stacks, ap_stack_count
 ap_stacks:
     .quad 0
 ap_stack_count:

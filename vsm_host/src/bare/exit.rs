@@ -50,12 +50,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     console::take_by_force();
     let prefix = log_text(HOST_ERROR_PREFIX);
     match info.location() {
-        Some(at) => log!(
-            "{prefix}{} at {}:{}",
-            info.message(),
-            at.file(),
-            at.line()
-        ),
+        Some(at) => log!("{prefix}{} at {}:{}", info.message(), at.file(), at.line()),
         None => log!("{prefix}{}", info.message()),
     }
     end(ExitReason::HostError)

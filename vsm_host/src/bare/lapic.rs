@@ -3,6 +3,11 @@
 //! It belongs to VTL2. The host uses it before VTL2 runs (to start the other CPUs and to
 //! measure the timer) and for one thing afterwards: the NMI that wakes a parked CPU. It
 //! leaves the registers as it found them.
+//!
+//! That VTL2 has the local APIC is also a limit of this host: by INIT and start-up IPIs
+//! VTL2 could take any CPU away from it, the parked one included, as it could overwrite
+//! the host by DMA. VTL2 is trusted not to; what is refused elsewhere is refused so that
+//! a mistake in VTL2 has a defined end.
 
 #![expect(unsafe_code, reason = "local APIC registers")]
 
@@ -88,7 +93,8 @@ pub(crate) fn timer_elapsed() -> u32 {
     u32::MAX - read(TIMER_CURRENT_COUNT)
 }
 
-/// Stops the timer.
+/// Stops the timer and leaves it as after reset.
 pub(crate) fn timer_stop() {
     write(TIMER_INITIAL_COUNT, 0);
+    write(TIMER_DIVIDE, 0);
 }

@@ -96,7 +96,5 @@ pub(crate) fn file(range: MemoryRange) -> Option<&'static [u8]> {
     check(range.start(), range.size() as usize).ok()?;
     // SAFETY: mapped; no VTL runs yet, and nothing is loaded over the file (it is among
     // the busy ranges of the machine).
-    Some(unsafe {
-        core::slice::from_raw_parts(range.start() as *const u8, range.size() as usize)
-    })
+    Some(unsafe { core::slice::from_raw_parts(range.start() as *const u8, range.size() as usize) })
 }

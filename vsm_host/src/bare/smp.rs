@@ -11,6 +11,8 @@ use super::interrupts::NmiSleeper;
 use super::lapic;
 use alloc::alloc::alloc;
 use core::alloc::Layout;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 use spin::Once;
 use vsm_host::guest_memory::RamAccess;
@@ -20,13 +22,18 @@ use vsm_host::partition::mailbox::Sleeper;
 /// Where the other CPUs begin; free until the image is loaded.
 const START_PAGE: u64 = 0x8000;
 
-/// A CPU needs less than a tenth of a millisecond, also under emulation.
-const START_LIMIT: Duration = Duration::from_secs(5);
+/// A CPU needs about a tenth of a millisecond, also under emulation. Past this limit it
+/// is certain that one will not come.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// CPUs that will keep an NMI until they sleep.
+static READY: AtomicU32 = AtomicU32::new(0);
 
 /// What the CPUs work on, once it exists.
 pub(crate) static PARTITION: Once<Partition> = Once::new();
 
-/// Starts all CPUs but this one, `count` of them, and returns when they have arrived.
+/// Starts all CPUs but this one, `count` of them, and returns when they are ready to be
+/// woken.
 pub(crate) fn start(count: u32) {
     if count == 0 {
         return;
@@ -35,17 +42,23 @@ pub(crate) fn start(count: u32) {
         .expect("the size of the stacks fits into memory");
     // SAFETY: the size is not zero.
     let stacks = unsafe { alloc(layout) };
-    assert!(!stacks.is_null(), "no memory for the stacks of {count} CPUs");
+    assert!(
+        !stacks.is_null(),
+        "no memory for the stacks of {count} CPUs"
+    );
     entry::set_ap_stacks(stacks as u64, count);
     super::memory::Physical.write_ram(START_PAGE, entry::ap_start_code());
     lapic::init_others();
     lapic::start_others((START_PAGE >> 12) as u8);
     let begin = clock::since_start();
-    while entry::arrivals() < count {
+    loop {
+        let ready = READY.load(Ordering::Acquire);
+        if ready == count {
+            break;
+        }
         assert!(
             clock::since_start() - begin < START_LIMIT,
-            "{} of {count} CPUs have started after {START_LIMIT:?}",
-            entry::arrivals()
+            "{ready} of {count} CPUs are ready after {START_LIMIT:?}"
         );
         core::hint::spin_loop();
     }
@@ -56,6 +69,7 @@ pub(crate) fn start(count: u32) {
 extern "C" fn ap_main(_arrival: u32) -> ! {
     interrupts::load();
     cpu::enable_svm();
+    READY.fetch_add(1, Ordering::Release);
     // The NMI that ends this sleep says that the VP of this CPU is being started.
     let partition = loop {
         NmiSleeper.sleep();

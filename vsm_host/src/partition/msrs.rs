@@ -39,6 +39,8 @@ const HWCR: u32 = 0xc001_0015;
 const INT_PENDING: u32 = 0xc001_0055;
 const DE_CFG: u32 = 0xc001_1029;
 
+/// So that nobody wants to write it.
+const DE_CFG_LFENCE_SERIALIZES: u64 = 1 << 1;
 /// Linux switches the TLB flush filter of old processors off. There is none.
 const HWCR_FLUSH_FILTER_OFF: u64 = 1 << 6;
 
@@ -113,7 +115,8 @@ impl Partition {
             MTRR_CAP => MTRR_CAP_VALUE,
             // No microcode, no machine checks, no special features.
             PATCH_LEVEL | MCG_CAP | MCG_STATUS | DEBUG_CTL => 0,
-            SYSCFG | HWCR | INT_PENDING | DE_CFG => 0,
+            SYSCFG | HWCR | INT_PENDING => 0,
+            DE_CFG => DE_CFG_LFENCE_SERIALIZES,
             HV_X64_MSR_GUEST_OS_ID => self.shared.lock().vtls[vtl].guest_os_id,
             HV_X64_MSR_HYPERCALL => self.shared.lock().vtls[vtl].hypercall.register().into(),
             HV_X64_MSR_REFERENCE_TSC => {

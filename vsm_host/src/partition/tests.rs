@@ -1,9 +1,9 @@
 use super::*;
 use crate::guest_memory::tests::FakeRam;
+use crate::platform::MemoryRange;
 use crate::svm::context::EFER_LME;
 use crate::svm::context::EFER_SVME;
 use crate::svm::context::tests::linux_ap;
-use crate::platform::MemoryRange;
 use crate::svm::vmcb::ExitCode;
 use crate::vtl::Machine;
 use hv_defs::msr::*;
