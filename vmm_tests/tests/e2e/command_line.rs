@@ -7,7 +7,7 @@ use vsm_host_defs::ExitReason;
 #[test]
 fn boot_arguments_of_the_host_reach_kernel_and_usermode() {
     let mut vm = Scenario::release()
-        .bootargs("loglevel=5 OPENHCL_TEST_WORD=hello")
+        .bootargs("loglevel=8 OPENHCL_TEST_WORD=hello")
         .power_off_after_boot()
         .start();
 
@@ -20,7 +20,7 @@ fn boot_arguments_of_the_host_reach_kernel_and_usermode() {
         .iter()
         .filter(|word| word.starts_with("loglevel="))
         .collect();
-    assert_eq!(levels.last(), Some(&&"loglevel=5"), "{command_line}");
+    assert_eq!(levels.last(), Some(&&"loglevel=8"), "{command_line}");
     // That this machine ends shows that usermode got its option.
     vm.expect_exit(ExitReason::PowerOff);
 }
