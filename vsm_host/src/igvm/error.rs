@@ -1,6 +1,9 @@
 //! Why a file is refused: where, what, what was found, what was expected.
 
 use crate::platform::MemoryRange;
+use crate::svm::context::ContextError;
+use alloc::format;
+use alloc::string::String;
 use core::fmt;
 use hv_defs::registers::HvRegisterName;
 use igvm_defs::IgvmVariableHeaderType as HeaderType;
@@ -40,79 +43,64 @@ pub enum Place {
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant is its documentation"
+)]
 pub enum Reason {
-    /// A field that has another value than it may have.
     #[error("{0}")]
     Field(&'static str),
-    /// A field that is no multiple of its alignment.
     #[error("{0} is not aligned")]
     Unaligned(&'static str),
-    /// More of something than the host can keep.
     #[error("too many {0}")]
     TooMany(&'static str),
-    /// A register that VP 0 cannot start with.
     #[error("register {0:?}")]
     Register(HvRegisterName),
-    /// Page tables that cannot be moved.
+    #[error("registers")]
+    Context,
     #[error("page tables: {0}")]
     PageTables(&'static str),
-    /// A header that belongs into an earlier section.
     #[error("header out of order")]
     Order,
-    /// A header of the future.
     #[error("header type that the host does not know and may not skip")]
     UnknownHeader,
-    /// Something that belongs to another platform.
     #[error("not of this platform")]
     Platform,
-    /// A file offset that leads nowhere.
     #[error("file data")]
     FileData,
-    /// Two headers want the same memory, index or role.
     #[error("overlap")]
     Overlap,
-    /// Memory that the machine does not have.
     #[error("memory that is not RAM")]
     NotRam,
-    /// Memory that the host keeps.
     #[error("memory of the host")]
     HostMemory,
-    /// Memory that the host still reads from.
     #[error("memory that is in use while the image is loaded")]
     Busy,
-    /// A parameter area that is unknown, known already or used up.
     #[error("parameter area")]
     ParameterArea,
-    /// A parameter that is larger than the room for it.
     #[error("parameter does not fit into its area")]
     ParameterSize,
-    /// VTL2 has no memory, or it is in pieces.
     #[error("VTL2 memory")]
     Vtl2Memory,
-    /// The image fits nowhere.
     #[error("no place for the image")]
     NoPlace,
 }
 
 /// A value in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named like the words they are printed as")]
 pub enum Detail {
-    /// A number; hexadecimal from 10.
+    /// Hexadecimal from 10.
     Number(u64),
-    /// Words.
     Text(&'static str),
-    /// Addresses or file offsets.
     Range(MemoryRange),
-    /// Something inside of a range.
     Within(MemoryRange),
-    /// A lower limit.
     AtLeast(u64),
-    /// An upper limit.
     AtMost(u64),
-    /// An alignment.
     MultipleOf(u64),
     /// Another header and the memory that is its.
     HeaderAt(Place, MemoryRange),
+    Context(ContextError),
 }
 
 impl Reason {
@@ -133,29 +121,17 @@ impl Reason {
     }
 }
 
-impl From<u64> for Detail {
-    fn from(number: u64) -> Self {
-        Self::Number(number)
-    }
+macro_rules! detail_from {
+    ($($from:ty => $variant:ident),*) => {
+        $(impl From<$from> for Detail {
+            fn from(value: $from) -> Self {
+                Self::$variant(value.into())
+            }
+        })*
+    };
 }
-
-impl From<u32> for Detail {
-    fn from(number: u32) -> Self {
-        Self::Number(number.into())
-    }
-}
-
-impl From<&'static str> for Detail {
-    fn from(text: &'static str) -> Self {
-        Self::Text(text)
-    }
-}
-
-impl From<MemoryRange> for Detail {
-    fn from(range: MemoryRange) -> Self {
-        Self::Range(range)
-    }
-}
+detail_from!(u64 => Number, u32 => Number, &'static str => Text, MemoryRange => Range);
+detail_from!(ContextError => Context);
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -185,36 +161,21 @@ impl fmt::Display for Detail {
             Self::AtLeast(n) => write!(f, "at least {n:#x}"),
             Self::AtMost(n) => write!(f, "at most {n:#x}"),
             Self::MultipleOf(n) => write!(f, "a multiple of {n:#x}"),
+            Self::Context(error) => write!(f, "{error}"),
             Self::HeaderAt(place, range) => write!(f, "nothing of {range}, which {place} has"),
         }
     }
 }
 
-fn header_name(kind: HeaderType) -> Option<&'static str> {
-    Some(match kind {
-        HeaderType::IGVM_VHT_SUPPORTED_PLATFORM => "SupportedPlatform",
-        HeaderType::IGVM_VHT_GUEST_POLICY => "GuestPolicy",
-        HeaderType::IGVM_VHT_RELOCATABLE_REGION => "RelocatableRegion",
-        HeaderType::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION => "PageTableRelocationRegion",
-        HeaderType::IGVM_VHT_CCA_POLICY => "CcaPolicy",
-        HeaderType::IGVM_VHT_PARAMETER_AREA => "ParameterArea",
-        HeaderType::IGVM_VHT_PAGE_DATA => "PageData",
-        HeaderType::IGVM_VHT_PARAMETER_INSERT => "ParameterInsert",
-        HeaderType::IGVM_VHT_VP_CONTEXT => "VpContext",
-        HeaderType::IGVM_VHT_REQUIRED_MEMORY => "RequiredMemory",
-        HeaderType::IGVM_VHT_VP_COUNT_PARAMETER => "VpCount",
-        HeaderType::IGVM_VHT_SRAT => "Srat",
-        HeaderType::IGVM_VHT_MADT => "Madt",
-        HeaderType::IGVM_VHT_MMIO_RANGES => "MmioRanges",
-        HeaderType::IGVM_VHT_SNP_ID_BLOCK => "SnpIdBlock",
-        HeaderType::IGVM_VHT_MEMORY_MAP => "MemoryMap",
-        HeaderType::IGVM_VHT_ERROR_RANGE => "ErrorRange",
-        HeaderType::IGVM_VHT_COMMAND_LINE => "CommandLine",
-        HeaderType::IGVM_VHT_SLIT => "Slit",
-        HeaderType::IGVM_VHT_PPTT => "Pptt",
-        HeaderType::IGVM_VHT_VBS_MEASUREMENT => "VbsMeasurement",
-        HeaderType::IGVM_VHT_DEVICE_TREE => "DeviceTree",
-        HeaderType::IGVM_VHT_ENVIRONMENT_INFO_PARAMETER => "EnvironmentInfo",
-        _ => return None,
-    })
+/// The name of the type in the specification, as other tools print it.
+fn header_name(kind: HeaderType) -> Option<String> {
+    let name = format!("{kind:?}");
+    let words = name
+        .strip_prefix("IGVM_VHT_")?
+        .trim_end_matches("_PARAMETER")
+        .split('_');
+    Some(words.fold(String::new(), |name, word| {
+        let (first, rest) = word.split_at(1);
+        name + first + &rest.to_ascii_lowercase()
+    }))
 }

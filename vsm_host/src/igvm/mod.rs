@@ -16,9 +16,7 @@ mod scan;
 mod vp_context;
 
 #[cfg(test)]
-pub(crate) mod test_image;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::{Detail, ImageError, Place, Reason};
 pub use vp_context::InitialContext;
@@ -26,6 +24,7 @@ pub use vp_context::InitialContext;
 use crate::options::Options;
 use crate::params::Parameters;
 use crate::platform::{MachineInfo, MemoryRange};
+use crate::svm::context::StartContext;
 use alloc::vec::Vec;
 use hv_defs::registers::HvRegisterName;
 use igvm_defs::IgvmVariableHeaderType;
@@ -136,6 +135,8 @@ pub fn plan<'a>(
     if let Some(tables) = &page_tables {
         state.cr3 = tables.cr3;
     }
+    StartContext::new(*state)
+        .map_err(|error| Reason::Context.at(context_place, error, "what VMRUN takes"))?;
     if !vtl2_memory.contains(state.rip) {
         let reason = Reason::Register(HvRegisterName::RIP);
         return Err(reason.at(context_place, state.rip, Detail::Within(vtl2_memory)));

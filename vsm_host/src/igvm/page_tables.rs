@@ -14,8 +14,8 @@
 use super::error::Detail::{AtLeast, AtMost, MultipleOf, Within};
 use super::error::{Detail, ImageError, Place, Reason};
 use super::scan::{PageTableRegion, Run};
-use super::vp_context::CR4_LA57;
 use crate::platform::{MemoryRange, PAGE_SIZE};
+use crate::svm::context::{CR4_LA57, EFER_LME};
 use alloc::vec;
 use alloc::vec::Vec;
 use hv_defs::registers::HvRegisterName;
@@ -71,9 +71,13 @@ pub(crate) fn relocate(
     if region.size() > MAX_REGION_SIZE {
         return refuse("size of the region", region.size(), AtMost(MAX_REGION_SIZE));
     }
-    if state.cr4 & CR4_LA57 != 0 {
+    if state.cr4 & CR4_LA57 != 0 || state.efer & EFER_LME == 0 {
         let reason = Reason::Register(HvRegisterName::CR4);
-        return Err(reason.at(context_place, state.cr4, "LA57 clear (4 levels)"));
+        return Err(reason.at(
+            context_place,
+            state.cr4,
+            "64-bit mode and LA57 clear (4 levels)",
+        ));
     }
     let root = state.cr3 & !(PAGE_SIZE - 1);
     let used = MemoryRange::new(region.start(), region.start() + tables.used);

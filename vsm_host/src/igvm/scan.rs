@@ -13,18 +13,15 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// The VTL that the host starts.
 pub(crate) const VTL2: u8 = 2;
-/// First address that four levels of page tables cannot map.
-const ADDRESS_LIMIT: u64 = 1 << 48;
+/// End of the lower half of virtual addresses: images are identity-mapped.
+const ADDRESS_LIMIT: u64 = 1 << 47;
 const LARGE_PAGE: u64 = 2 << 20;
 /// What the host offers.
 const PLATFORM: &str = "VSM_ISOLATION with highest VTL 2";
-/// Limits on what is kept per file, so that a hostile one cannot fill the host's heap.
-/// Pages that follow one another in the file and in memory count once.
-const MAX_RUNS: usize = 1 << 16;
-const MAX_AREAS: usize = 1024;
-const MAX_PARAMETERS: usize = 1024;
-const MAX_REGIONS: usize = 64;
-const MAX_REQUIRED: usize = 1024;
+/// Limits on what is kept, so that a hostile file cannot fill the host's heap. Pages that
+/// follow one another in the file and in memory count once.
+const MAX_RUNS: u64 = 1 << 16;
+const MAX_OTHER_HEADERS: u64 = 4096;
 
 /// What counts for this platform.
 #[derive(Debug, Default)]
@@ -110,7 +107,6 @@ struct Scan<'a> {
     mask: u32,
     all_masks: u32,
     areas: BTreeMap<u32, Area<'a>>,
-    parameter_count: usize,
     /// Region of the last run.
     last_region: Option<Option<u64>>,
 }
@@ -123,13 +119,22 @@ pub(crate) fn scan<'a>(file: File<'a>) -> Result<Image<'a>, ImageError> {
         mask: 0,
         all_masks: 0,
         areas: BTreeMap::new(),
-        parameter_count: 0,
         last_region: None,
     };
     let none = Reason::Platform.at(Place::File, "no platform header", PLATFORM);
     let mut unusable = None;
+    let mut other_headers = 0;
     for header in file.headers() {
         let header = header?;
+        if header.kind != IgvmVariableHeaderType::IGVM_VHT_PAGE_DATA {
+            other_headers += 1;
+            limit(
+                &header,
+                other_headers,
+                MAX_OTHER_HEADERS,
+                "headers beside PageData",
+            )?;
+        }
         match header.place {
             Place::Platform(..) => scan.platform(&header, &mut unusable)?,
             _ if scan.mask == 0 => break,
@@ -173,8 +178,7 @@ fn expect_vp0(header: &Header<'_>, vp_index: u16, vtl: u8) -> Result<(), ImageEr
     header.equal("VTL", vtl.into(), VTL2.into())
 }
 
-fn limit(header: &Header<'_>, n: usize, most: usize, what: &'static str) -> Result<(), ImageError> {
-    let (n, most) = (n as u64 + 1, most as u64);
+fn limit(header: &Header<'_>, n: u64, most: u64, what: &'static str) -> Result<(), ImageError> {
     header.ensure(n <= most, Reason::TooMany(what), n, AtMost(most))
 }
 
@@ -275,12 +279,6 @@ impl<'a> Scan<'a> {
             raw.relocation_region_size,
         )?;
         self.not_in_other_region(header, range)?;
-        limit(
-            header,
-            self.image.regions.len(),
-            MAX_REGIONS,
-            "relocatable regions",
-        )?;
         let maximum = raw.maximum_relocation_gpa.min(ADDRESS_LIMIT);
         self.image.regions.push(Region {
             place: header.place,
@@ -422,12 +420,8 @@ impl<'a> Scan<'a> {
                 return Ok(());
             }
         }
-        limit(
-            header,
-            self.image.runs.len(),
-            MAX_RUNS,
-            "separate pieces of memory",
-        )?;
+        let count = self.image.runs.len() as u64 + 1;
+        limit(header, count, MAX_RUNS, "separate pieces of memory")?;
         self.image.runs.push(Run {
             range,
             data,
@@ -457,7 +451,6 @@ impl<'a> Scan<'a> {
     fn parameter_area(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
         let raw: IGVM_VHS_PARAMETER_AREA = header.structure()?;
         let size = range(header, 0, raw.number_of_bytes)?.size();
-        limit(header, self.areas.len(), MAX_AREAS, "parameter areas")?;
         let area = Area {
             size,
             data: self.data(header, raw.file_offset, size)?,
@@ -479,8 +472,6 @@ impl<'a> Scan<'a> {
 
     fn parameter(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
         let raw: IGVM_VHS_PARAMETER = header.structure()?;
-        limit(header, self.parameter_count, MAX_PARAMETERS, "parameters")?;
-        self.parameter_count += 1;
         let area = self.area(header, raw.parameter_area_index)?;
         let (offset, most) = (u64::from(raw.byte_offset), area.size - 1);
         let reason = Reason::Field("offset in the parameter area");
@@ -520,12 +511,6 @@ impl<'a> Scan<'a> {
         };
         header.reserved(raw.reserved.into())?;
         header.reserved(raw.flags.reserved().into())?;
-        limit(
-            header,
-            self.image.required.len(),
-            MAX_REQUIRED,
-            "memory ranges",
-        )?;
         self.image.required.push(Required {
             place: header.place,
             range: range(header, raw.gpa, raw.number_of_bytes.into())?,

@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 const MIB: u64 = 1 << 20;
 
 fn machine() -> MachineInfo {
-    let mut machine = crate::igvm::test_image::small_machine();
+    let mut machine = crate::igvm::tests::image::small_machine();
     machine.ram = [(0, 1, 0), (1, 150, 0), (150, 512, 1)]
         .map(|(start, end, node)| RamRange {
             range: MemoryRange::new(start * MIB, end * MIB),

@@ -77,20 +77,10 @@ impl MemoryRange {
         Self::new(start, self.end - self.end % PAGE_SIZE)
     }
 
-    /// Both ends are multiples of the page size.
-    pub const fn is_page_aligned(self) -> bool {
-        self.start.is_multiple_of(PAGE_SIZE) && self.end.is_multiple_of(PAGE_SIZE)
-    }
-
     /// The same range elsewhere; `None` if it leaves the address space.
-    pub const fn moved(self, offset: i64) -> Option<Self> {
-        match (
-            self.start.checked_add_signed(offset),
-            self.end.checked_add_signed(offset),
-        ) {
-            (Some(start), Some(end)) => Some(Self { start, end }),
-            _ => None,
-        }
+    pub fn moved(self, offset: i64) -> Option<Self> {
+        let start = self.start.checked_add_signed(offset)?;
+        Self::with_size(start, self.size())
     }
 }
 
@@ -100,31 +90,19 @@ impl fmt::Display for MemoryRange {
     }
 }
 
-impl fmt::LowerHex for MemoryRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 /// Takes `hole` out of every range of a list.
 pub fn subtract(ranges: &mut Vec<MemoryRange>, hole: MemoryRange) {
-    if hole.is_empty() {
-        return;
+    let cut = |range: &MemoryRange| {
+        let behind = MemoryRange::new(hole.end.max(range.start), range.end);
+        [
+            MemoryRange::new(range.start, hole.start.min(range.end)),
+            behind,
+        ]
+    };
+    if !hole.is_empty() {
+        *ranges = ranges.iter().flat_map(cut).collect();
+        ranges.retain(|range| !range.is_empty());
     }
-    *ranges = ranges
-        .iter()
-        .flat_map(|range| {
-            if range.overlaps(hole) {
-                [
-                    MemoryRange::new(range.start, hole.start),
-                    MemoryRange::new(hole.end, range.end),
-                ]
-            } else {
-                [*range, MemoryRange::new(range.end, range.end)]
-            }
-        })
-        .filter(|range| !range.is_empty())
-        .collect();
 }
 
 /// Sorts a list and joins ranges that touch or overlap; empty ones disappear.

@@ -1,6 +1,6 @@
 //! Images that cannot stay where they were built for.
 
-use super::super::test_image::*;
+use super::image::*;
 use super::load;
 use crate::igvm::*;
 use igvm::IgvmInitializationHeader;

@@ -410,7 +410,7 @@ impl FakeMemory {
     }
 }
 
-impl super::HostMemoryWriter for FakeMemory {
+impl crate::igvm::HostMemoryWriter for FakeMemory {
     fn write(&mut self, address: u64, data: &[u8]) {
         self.put(address, data.iter().copied());
     }
