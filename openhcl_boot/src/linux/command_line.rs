@@ -87,10 +87,19 @@ pub fn build(
         push(&mut line, format_args!("{parameter}"));
     }
     match (partition.com3(), partition.sbsa_uart) {
-        (Some(port), _) => push(
-            &mut line,
-            format_args!("console=ttyS2,{}", port.current_speed),
-        ),
+        (Some(port), _) => {
+            // A boot console first: it shows the very first lines, and because of it the
+            // kernel does not print the whole log a second time when the port's driver
+            // takes over from the built-in one.
+            push(
+                &mut line,
+                format_args!("earlycon=uart8250,io,{:#x}", port.base),
+            );
+            push(
+                &mut line,
+                format_args!("console=ttyS2,{}", port.current_speed),
+            );
+        }
         (None, Some(uart)) => push(
             &mut line,
             format_args!("console=ttyAMA0,{}", uart.current_speed),
