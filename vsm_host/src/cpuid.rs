@@ -1,17 +1,11 @@
 //! CPUID as a VTL sees it: the processor's answers without what the host keeps for
 //! itself or cannot switch, plus the hypervisor's own leaves (TLFS chapter 2).
 
-use hv_defs::cpuid::Features;
-use hv_defs::cpuid::HV_CPUID_ENLIGHTENMENTS;
-use hv_defs::cpuid::HV_CPUID_FEATURES;
-use hv_defs::cpuid::HV_CPUID_HARDWARE;
-use hv_defs::cpuid::HV_CPUID_INTERFACE;
-use hv_defs::cpuid::HV_CPUID_LIMITS;
-use hv_defs::cpuid::HV_CPUID_VENDOR;
-use hv_defs::cpuid::HV_CPUID_VERSION;
-use hv_defs::cpuid::HV_INTERFACE;
-use hv_defs::cpuid::HV_VENDOR;
-use hv_defs::cpuid::PartitionPrivileges;
+use hv_defs::cpuid::{
+    Features, HV_CPUID_ENLIGHTENMENTS, HV_CPUID_FEATURES, HV_CPUID_HARDWARE, HV_CPUID_INTERFACE,
+    HV_CPUID_LIMITS, HV_CPUID_VENDOR, HV_CPUID_VERSION, HV_INTERFACE, HV_VENDOR,
+    PartitionPrivileges,
+};
 
 /// EAX, EBX, ECX, EDX.
 pub type Registers = [u32; 4];

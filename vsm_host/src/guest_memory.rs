@@ -4,13 +4,9 @@
 //! the RAM that this VTL has. Nobody holds a reference into it: the VTL's other VPs and
 //! its devices change it at any time, so bytes are copied out, once, and then parsed.
 
-use crate::platform::MemoryRange;
-use crate::platform::PAGE_SIZE;
+use crate::platform::{MemoryRange, PAGE_SIZE};
 use thiserror::Error;
-use zerocopy::FromBytes;
-use zerocopy::FromZeros;
-use zerocopy::Immutable;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 /// Copies between the host and physical memory. The addresses are RAM: whoever calls
 /// has checked it.

@@ -1,22 +1,14 @@
 //! Virtual trust levels: which there are, and what memory each of them sees.
 
-use crate::clock::HPET_BASE;
-use crate::clock::HPET_SIZE;
-use crate::platform::MemoryRange;
-use crate::platform::normalize;
-use crate::platform::subtract;
+use crate::clock::{HPET_BASE, HPET_SIZE};
+use crate::platform::{MemoryRange, normalize, subtract};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
-use page_table::Attributes;
-use page_table::Config;
-use page_table::LeafSize;
-use page_table::PageTable;
-use page_table::Region;
-use page_table::build_identity_map;
-use page_table::tables_needed;
-use vsm_host_defs::HOST_MEMORY_BASE;
-use vsm_host_defs::HOST_MEMORY_SIZE;
+use page_table::{
+    Attributes, Config, LeafSize, PageTable, Region, build_identity_map, tables_needed,
+};
+use vsm_host_defs::{HOST_MEMORY_BASE, HOST_MEMORY_SIZE};
 use zerocopy::FromZeros;
 
 /// Arrays that are indexed by [`Vtl::index`] have this length.

@@ -2,47 +2,28 @@
 
 #![expect(unsafe_code, reason = "called from assembly; ports")]
 
-use super::clock;
 use super::console::log;
-use super::cpu;
 use super::entry::MAPPED_LIMIT;
-use super::exit;
-use super::heap;
-use super::interrupts;
-use super::lapic;
-use super::memory;
 use super::memory::Physical;
-use super::smp;
+use super::{clock, cpu, exit, heap, interrupts, lapic, memory, smp};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use boot_events::HOST_IMAGE_REFUSED_PREFIX;
-use boot_events::HOST_STARTED_SUFFIX;
+use boot_events::{HOST_IMAGE_REFUSED_PREFIX, HOST_STARTED_SUFFIX};
 use page_table::LeafSize;
-use vsm_host::igvm;
 use vsm_host::igvm::LoadPlan;
-use vsm_host::log_text;
 use vsm_host::options::Options;
-use vsm_host::partition::Config;
-use vsm_host::partition::Partition;
-use vsm_host::platform;
-use vsm_host::platform::Firmware;
-use vsm_host::platform::MachineInfo;
-use vsm_host::platform::MemoryRange;
+use vsm_host::partition::{Config, Partition};
 use vsm_host::platform::pvh::StartInfo;
+use vsm_host::platform::{Firmware, MachineInfo, MemoryRange};
 use vsm_host::svm::context::StartContext;
-use vsm_host::svm::permissions::IoPermissionMap;
-use vsm_host::svm::permissions::MsrPermissionMap;
-use vsm_host::vtl::Machine;
-use vsm_host::vtl::Vtl;
-use vsm_host::vtl::VtlSpace;
-use vsm_host_defs::DEBUG_CONSOLE_PORT;
-use vsm_host_defs::DEBUG_EXIT_PORT;
-use vsm_host_defs::DEBUG_EXIT_PORT_SIZE;
-use vsm_host_defs::ExitReason;
-use vsm_host_defs::HOST_MEMORY_BASE;
-use vsm_host_defs::HOST_MEMORY_SIZE;
-use x86_64::instructions::port::Port;
-use x86_64::instructions::port::PortWriteOnly;
+use vsm_host::svm::permissions::{IoPermissionMap, MsrPermissionMap};
+use vsm_host::vtl::{Machine, Vtl, VtlSpace};
+use vsm_host::{igvm, log_text, platform};
+use vsm_host_defs::{
+    DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DEBUG_EXIT_PORT_SIZE, ExitReason, HOST_MEMORY_BASE,
+    HOST_MEMORY_SIZE,
+};
+use x86_64::instructions::port::{Port, PortWriteOnly};
 use x86_64::instructions::random::RdRand;
 
 /// Random bytes for the image.

@@ -9,13 +9,10 @@
 
 use super::lapic;
 use core::arch::x86_64::_rdtsc;
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use spin::Once;
-use vsm_host::clock::Frequencies;
-use vsm_host::clock::HPET_BASE;
-use vsm_host::clock::Sample;
+use vsm_host::clock::{Frequencies, HPET_BASE, Sample};
 
 const CAPABILITIES: u64 = 0x00;
 const CONFIGURATION: u64 = 0x10;

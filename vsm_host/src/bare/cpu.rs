@@ -2,35 +2,24 @@
 
 #![expect(unsafe_code, reason = "SVM instructions")]
 
-use super::clock;
-use super::console;
 use super::console::log;
-use super::exit;
 use super::interrupts::NmiSleeper;
-use super::lapic;
 use super::memory::Physical;
+use super::{clock, console, exit, lapic};
 use alloc::boxed::Box;
 use boot_events::HOST_ENTERS_VTL2;
-use core::arch::asm;
-use core::arch::global_asm;
 use core::arch::x86_64::__cpuid_count;
+use core::arch::{asm, global_asm};
 use core::fmt;
 use vsm_host::cpuid::Registers;
 use vsm_host::guest_memory::RamAccess;
 use vsm_host::log_text;
-use vsm_host::partition::Gprs;
-use vsm_host::partition::Next;
-use vsm_host::partition::Partition;
-use vsm_host::partition::Processor;
-use vsm_host::partition::Vp;
-use vsm_host::svm::vmcb::Vmcb;
-use x86_64::registers::model_specific::Efer;
-use x86_64::registers::model_specific::EferFlags;
-use x86_64::registers::model_specific::Msr;
+use vsm_host::partition::{Gprs, Next, Partition, Processor, Vp};
+use vsm_host::svm::vmcb;
+use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
+use x86_defs::msr::{VM_CR, VM_HSAVE_PA};
 
-const VM_CR: u32 = 0xc001_0114;
 const VM_CR_SVM_DISABLED: u64 = 1 << 4;
-const VM_HSAVE_PA: u32 = 0xc001_0117;
 
 unsafe extern "C" {
     fn run_vp(gprs: *mut Gprs, vmcb: u64, host: u64);
@@ -106,7 +95,7 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
     let mut vp = Vp::new(partition, index);
     // The state of the host that VMRUN does not keep (FS, GS, TR, syscall registers): the
     // host uses none of it, but does not want a VTL's either.
-    let mut host = Box::new(Vmcb::new(0, 0, 0, 0));
+    let mut host = Box::new(vmcb::new(0, 0, 0, 0));
     let host_address = &raw mut *host as u64;
     // SAFETY: stores a few registers into the block.
     unsafe { asm!("vmsave rax", in("rax") host_address, options(nostack)) };

@@ -6,14 +6,11 @@ use super::console;
 use super::console::log;
 use boot_events::HOST_ERROR_PREFIX;
 use core::panic::PanicInfo;
-use core::sync::atomic::AtomicBool;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use vsm_host::log_text;
-use vsm_host_defs::DEBUG_EXIT_PORT;
-use vsm_host_defs::ExitReason;
-use x86_64::instructions::hlt;
-use x86_64::instructions::interrupts;
+use vsm_host_defs::{DEBUG_EXIT_PORT, ExitReason};
 use x86_64::instructions::port::PortWriteOnly;
+use x86_64::instructions::{hlt, interrupts};
 
 /// Set by the first CPU that ends the machine; the others fall silent.
 static ENDING: AtomicBool = AtomicBool::new(false);

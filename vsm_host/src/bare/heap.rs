@@ -3,13 +3,11 @@
 #![expect(unsafe_code, reason = "the global allocator")]
 
 use super::entry;
-use core::alloc::GlobalAlloc;
-use core::alloc::Layout;
+use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use linked_list_allocator::Heap;
 use spin::Mutex;
-use vsm_host_defs::HOST_MEMORY_BASE;
-use vsm_host_defs::HOST_MEMORY_SIZE;
+use vsm_host_defs::{HOST_MEMORY_BASE, HOST_MEMORY_SIZE};
 
 struct LockedHeap(Mutex<Heap>);
 

@@ -7,9 +7,8 @@
 
 #![expect(unsafe_code, reason = "interrupt table and the sleep loop in assembly")]
 
-use super::console;
 use super::console::log;
-use super::exit;
+use super::{console, exit};
 use boot_events::HOST_ERROR_PREFIX;
 use core::arch::global_asm;
 use spin::Once;

@@ -6,9 +6,7 @@ use super::entry::MAPPED_LIMIT;
 use core::arch::asm;
 use vsm_host::guest_memory::RamAccess;
 use vsm_host::igvm::HostMemoryWriter;
-use vsm_host::platform::MemoryRange;
-use vsm_host::platform::PhysMemory;
-use vsm_host::platform::Unreadable;
+use vsm_host::platform::{MemoryRange, PhysMemory, Unreadable};
 
 /// All of physical memory.
 pub(crate) struct Physical;

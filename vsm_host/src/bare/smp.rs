@@ -2,17 +2,11 @@
 
 #![expect(unsafe_code, reason = "called from assembly; stacks")]
 
-use super::clock;
-use super::cpu;
-use super::entry;
-use super::exit;
-use super::interrupts;
 use super::interrupts::NmiSleeper;
-use super::lapic;
+use super::{clock, cpu, entry, exit, interrupts, lapic};
 use alloc::alloc::alloc;
 use core::alloc::Layout;
-use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 use spin::Once;
 use vsm_host::guest_memory::RamAccess;

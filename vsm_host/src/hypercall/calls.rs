@@ -3,27 +3,17 @@
 use super::registers;
 use crate::guest_memory::GuestMemory;
 use crate::log_text;
-use crate::partition::Partition;
-use crate::partition::Processor;
-use crate::partition::Vp;
-use crate::partition::VpStateError;
+use crate::partition::{Partition, Processor, Vp, VpStateError};
 use crate::svm::context::StartContext;
 use crate::vtl::Vtl;
 use boot_events::HOST_POWER_OFF;
-use hv_defs::HV_PARTITION_ID_SELF;
-use hv_defs::HV_VP_INDEX_SELF;
-use hv_defs::hypercall::EnableVpVtl;
-use hv_defs::hypercall::EnterSleepState;
-use hv_defs::hypercall::GetVpIndexFromApicId;
-use hv_defs::hypercall::HV_SLEEP_STATE_S5;
-use hv_defs::hypercall::HvInputVtl;
-use hv_defs::hypercall::HvStatus;
-use hv_defs::hypercall::HypercallCode;
+use hv_defs::hypercall::{
+    EnableVpVtl, EnterSleepState, GetVpIndexFromApicId, HV_SLEEP_STATE_S5, HvInputVtl, HvStatus,
+    HypercallCode,
+};
+use hv_defs::{HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF};
 use vsm_host_defs::ExitReason;
-use zerocopy::FromBytes;
-use zerocopy::Immutable;
-use zerocopy::IntoBytes;
-use zerocopy::KnownLayout;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Input of `MODIFY_VTL_PROTECTION_MASK`, followed by u64 GPA page numbers.
 #[repr(C)]

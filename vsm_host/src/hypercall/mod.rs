@@ -7,22 +7,15 @@
 mod calls;
 mod registers;
 
-use crate::partition::Partition;
-use crate::partition::Processor;
-use crate::partition::Vp;
 use crate::partition::counters::Refused;
-use crate::partition::gpr;
-use crate::svm::vmcb::Exception;
+use crate::partition::{Partition, Processor, Vp, gpr};
+use crate::svm::vmcb::{self, Exception};
 use calls::Caller;
 use hv_defs::HV_PAGE_SIZE;
-use hv_defs::hypercall::EnableVpVtl;
-use hv_defs::hypercall::EnterSleepState;
-use hv_defs::hypercall::GetSetVpRegisters;
-use hv_defs::hypercall::GetVpIndexFromApicId;
-use hv_defs::hypercall::HvStatus;
-use hv_defs::hypercall::HypercallCode;
-use hv_defs::hypercall::HypercallControl;
-use hv_defs::hypercall::HypercallResult;
+use hv_defs::hypercall::{
+    EnableVpVtl, EnterSleepState, GetSetVpRegisters, GetVpIndexFromApicId, HvStatus, HypercallCode,
+    HypercallControl, HypercallResult,
+};
 use hv_defs::registers::HvRegisterAssoc;
 pub(crate) use registers::check_vsm_config;
 use vsm_host_defs::ExitReason;
@@ -146,7 +139,7 @@ const FORMS: [Form; 9] = [
 pub fn handle(partition: &Partition, vp: &mut Vp, processor: &impl Processor) -> Outcome {
     let save = &vp.vmcb().save;
     // Only 64-bit code at the highest privilege makes hypercalls here.
-    if save.cpl != 0 || !vp.vmcb().is_64_bit() {
+    if save.cpl != 0 || !vmcb::is_64_bit(save) {
         return Outcome::Fault(Exception::InvalidOpcode);
     }
     let control = HypercallControl::from(vp.gprs[gpr::RCX]);

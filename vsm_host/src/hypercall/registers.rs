@@ -1,23 +1,14 @@
 //! `GET_VP_REGISTERS` and `SET_VP_REGISTERS`.
 
-use super::calls::Caller;
-use super::calls::check_partition;
-use super::calls::check_zero;
-use super::calls::parse;
-use crate::partition::Processor;
+use super::calls::{Caller, check_partition, check_zero, parse};
 use crate::partition::counters::Refused;
-use crate::partition::crash;
 use crate::partition::overlay::CODE_PAGE_OFFSETS;
+use crate::partition::{Processor, crash};
 use crate::vtl::Vtl;
-use hv_defs::hypercall::GetSetVpRegisters;
-use hv_defs::hypercall::HvStatus;
+use hv_defs::hypercall::{GetSetVpRegisters, HvStatus};
 use hv_defs::msr::OverlayPage;
-use hv_defs::registers::HvRegisterAssoc;
-use hv_defs::registers::HvRegisterName as Name;
-use hv_defs::vsm::VsmCapabilities;
-use hv_defs::vsm::VsmPartitionConfig;
-use hv_defs::vsm::VsmPartitionStatus;
-use hv_defs::vsm::VsmVpStatus;
+use hv_defs::registers::{HvRegisterAssoc, HvRegisterName as Name};
+use hv_defs::vsm::{VsmCapabilities, VsmPartitionConfig, VsmPartitionStatus, VsmVpStatus};
 
 const CRASH_P0: u32 = Name::GUEST_CRASH_P0.0;
 const CRASH_P4: u32 = CRASH_P0 + crash::PARAMETERS as u32 - 1;

@@ -1,14 +1,11 @@
 use super::*;
 use crate::partition::Next;
 use crate::partition::mailbox::Sleeper;
-use crate::partition::tests::FakeProcessor;
-use crate::partition::tests::VTL2_END;
-use crate::partition::tests::setup;
+use crate::partition::tests::{FakeProcessor, VTL2_END, setup};
 use crate::svm::context::tests::linux_ap;
-use hv_defs::HV_PARTITION_ID_SELF;
-use hv_defs::HV_VP_INDEX_SELF;
 use hv_defs::hypercall::HvInputVtl;
 use hv_defs::registers::HvRegisterName;
+use hv_defs::{HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF};
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
@@ -358,7 +355,7 @@ proptest! {
         if let Outcome::Done(result) = guest.raw(u64::from(control) | extra & !0xffff, input, output) {
             prop_assert!(result.reps_completed() <= 0xfff);
         }
-        guest.vp.vmcb_mut().control.exit_code = crate::svm::vmcb::ExitCode::CPUID;
+        guest.vp.vmcb_mut().control.exit_code = x86_defs::svm::ExitCode::CPUID;
         prop_assert_eq!(guest.partition.handle_exit(&mut guest.vp, &guest.processor), Next::Resume);
     }
 }

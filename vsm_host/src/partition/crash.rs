@@ -1,7 +1,6 @@
 //! What VTL2 says when it gives up (TLFS "Guest Crash Enlightenment").
 
-use crate::guest_memory::GuestMemory;
-use crate::guest_memory::RamAccess;
+use crate::guest_memory::{GuestMemory, RamAccess};
 use alloc::string::String;
 use boot_events::KERNEL_PANIC;
 use core::fmt;

@@ -1,28 +1,17 @@
 //! What happens when a VP leaves its VTL.
 
-use super::Next;
-use super::Partition;
-use super::Processor;
-use super::Vp;
 use super::counters::Refused;
-use super::gpr;
 use super::msrs::Fault;
-use crate::cpuid;
-use crate::hypercall;
+use super::{Next, Partition, Processor, Vp, gpr};
 use crate::hypercall::Outcome;
-use crate::log_text;
 use crate::svm::fetch;
 use crate::svm::fetch::Instruction;
-use crate::svm::vmcb::EventInjection;
-use crate::svm::vmcb::Exception;
-use crate::svm::vmcb::ExitCode;
-use crate::svm::vmcb::IoInfo;
-use boot_events::HOST_ERROR_PREFIX;
-use boot_events::HOST_VTL2_CRASH_PREFIX;
+use crate::svm::vmcb::{self, Exception};
+use crate::{cpuid, hypercall, log_text};
+use boot_events::{HOST_ERROR_PREFIX, HOST_VTL2_CRASH_PREFIX};
 use core::fmt;
-use vsm_host_defs::ExitReason;
-use vsm_host_defs::HOST_MEMORY_BASE;
-use vsm_host_defs::HOST_MEMORY_SIZE;
+use vsm_host_defs::{ExitReason, HOST_MEMORY_BASE, HOST_MEMORY_SIZE};
+use x86_defs::svm::{EventInjection, ExitCode, IoInfo};
 
 /// Bit of EXITINFO1 of a nested page fault: it was a write.
 const NPF_WRITE: u64 = 1 << 1;
@@ -95,7 +84,7 @@ impl Partition {
             | ExitCode::INVLPGA
             | ExitCode::XSETBV => {
                 self.counters.count(Refused::Instruction(code.0));
-                vp.vmcb_mut().inject(Exception::InvalidOpcode);
+                vmcb::inject(vp.vmcb_mut(), Exception::InvalidOpcode);
                 Next::Resume
             }
             ExitCode::NPF if is_host_memory(vp.vmcb().save.cr3) => {
@@ -152,16 +141,16 @@ impl Partition {
     ) -> Next {
         let memory = self.memory(vp.vtl, processor);
         let Some(next_rip) = fetch::next_rip(&memory, &vp.vmcb().save, instruction) else {
-            vp.vmcb_mut().inject(Exception::InvalidOpcode);
+            vmcb::inject(vp.vmcb_mut(), Exception::InvalidOpcode);
             return Next::Resume;
         };
         match emulate(vp) {
             Ok(next) => {
-                vp.vmcb_mut().advance(next_rip);
+                vmcb::advance(vp.vmcb_mut(), next_rip);
                 next
             }
             Err(exception) => {
-                vp.vmcb_mut().inject(exception);
+                vmcb::inject(vp.vmcb_mut(), exception);
                 Next::Resume
             }
         }
@@ -185,7 +174,7 @@ impl Partition {
         let vmcb = vp.vmcb_mut();
         if info.string() {
             // It would need access to memory; no driver does that with these ports.
-            vmcb.inject(Exception::GeneralProtection);
+            vmcb::inject(vmcb, Exception::GeneralProtection);
             return;
         }
         if info.is_in() {
@@ -201,7 +190,7 @@ impl Partition {
                 vmcb.save.rax | ones
             };
         }
-        vmcb.advance(next_rip);
+        vmcb::advance(vmcb, next_rip);
     }
 
     /// The VTL cannot go on. Says why: what it reported itself, or else what `cause` is.

@@ -10,8 +10,7 @@
 //!
 //! The order of these steps is checked by loom below.
 
-use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// The VP has not been started.
 const STOPPED: u32 = 0;
@@ -104,10 +103,8 @@ impl<W: Word> Default for Mailbox<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use loom::sync::Arc;
-    use loom::sync::Condvar;
-    use loom::sync::Mutex;
     use loom::sync::atomic::AtomicU32 as LoomU32;
+    use loom::sync::{Arc, Condvar, Mutex};
 
     impl Word for LoomU32 {
         fn new(value: u32) -> Self {

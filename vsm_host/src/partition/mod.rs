@@ -13,17 +13,13 @@ pub mod overlay;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::clock::Frequencies;
-use crate::clock::ReferenceTime;
+use crate::clock::{Frequencies, ReferenceTime};
 use crate::cpuid;
-use crate::guest_memory::GuestMemory;
-use crate::guest_memory::RamAccess;
+use crate::guest_memory::{GuestMemory, RamAccess};
 use crate::hypercall::check_vsm_config;
 use crate::svm::context::StartContext;
-use crate::svm::vmcb::Vmcb;
-use crate::vtl::VTL_COUNT;
-use crate::vtl::Vtl;
-use crate::vtl::VtlSpace;
+use crate::svm::vmcb;
+use crate::vtl::{VTL_COUNT, Vtl, VtlSpace};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
@@ -32,12 +28,12 @@ use crash::CrashReport;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::msr::OverlayPage;
 use hv_defs::vsm::VsmPartitionConfig;
-use mailbox::Mailbox;
-use mailbox::Sleeper;
+use mailbox::{Mailbox, Sleeper};
 use msrs::Mtrrs;
 use overlay::Overlay;
 use spin::Mutex;
 use vsm_host_defs::ExitReason;
+use x86_defs::svm::Vmcb;
 
 /// The processor that a VP runs on, and the machine around it.
 pub trait Processor: RamAccess {
@@ -311,7 +307,7 @@ impl Vp {
             gprs: [0; 16],
             vtl: Vtl::PARAVISOR,
             vtls: core::array::from_fn(|vtl| VpVtl {
-                vmcb: Box::new(Vmcb::new(
+                vmcb: Box::new(vmcb::new(
                     config.spaces[vtl].nested_cr3,
                     config.iopm,
                     config.msrpm,

@@ -4,40 +4,15 @@
 //! below or does not exist (#GP): there is no way to the processor's own registers, so
 //! VM_HSAVE_PA, VM_CR, EFER.SVME, SMM and microcode stay the host's.
 
-use super::Next;
-use super::Partition;
-use super::Processor;
-use super::Vp;
 use super::counters::Refused;
-use super::crash;
 use super::crash::CrashReport;
-use super::overlay;
-use crate::svm::context::CR0_PG;
+use super::{Next, Partition, Processor, Vp, crash, overlay};
 use crate::svm::context::EFER_GUEST;
-use crate::svm::context::EFER_LMA;
-use crate::svm::context::EFER_LME;
-use crate::svm::context::EFER_SVME;
 use crate::vtl::Vtl;
 use hv_defs::msr::*;
 use vsm_host_defs::ExitReason;
-
-const APIC_BASE: u32 = 0x1b;
-const PATCH_LEVEL: u32 = 0x8b;
-const MTRR_CAP: u32 = 0xfe;
-const MCG_CAP: u32 = 0x179;
-const MCG_STATUS: u32 = 0x17a;
-const DEBUG_CTL: u32 = 0x1d9;
-const MTRR_VARIABLE_FIRST: u32 = 0x200;
-const MTRR_VARIABLE_LAST: u32 = 0x20f;
-const MTRR_FIXED: [u32; 11] = [
-    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
-];
-const MTRR_DEF_TYPE: u32 = 0x2ff;
-const EFER: u32 = 0xc000_0080;
-const SYSCFG: u32 = 0xc001_0010;
-const HWCR: u32 = 0xc001_0015;
-const INT_PENDING: u32 = 0xc001_0055;
-const DE_CFG: u32 = 0xc001_1029;
+use x86_defs::msr::*;
+use x86_defs::{CR0_PG, EFER_LMA, EFER_LME, EFER_SVME};
 
 /// So that nobody wants to write it.
 const DE_CFG_LFENCE_SERIALIZES: u64 = 1 << 1;

@@ -1,9 +1,7 @@
 //! Pages that the host places into a VTL's memory at an address of the VTL's choice.
 
 use crate::clock::ReferenceTime;
-use crate::guest_memory::GuestMemory;
-use crate::guest_memory::NotMapped;
-use crate::guest_memory::RamAccess;
+use crate::guest_memory::{GuestMemory, NotMapped, RamAccess};
 use alloc::boxed::Box;
 use hv_defs::hypercall::HypercallCode;
 use hv_defs::msr::OverlayPage;

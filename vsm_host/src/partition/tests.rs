@@ -1,15 +1,14 @@
 use super::*;
 use crate::guest_memory::tests::FakeRam;
 use crate::platform::MemoryRange;
-use crate::svm::context::EFER_LME;
-use crate::svm::context::EFER_SVME;
 use crate::svm::context::tests::linux_ap;
-use crate::svm::vmcb::ExitCode;
 use crate::vtl::Machine;
 use hv_defs::msr::*;
 use page_table::LeafSize;
 use proptest::prelude::*;
 use std::cell::RefCell;
+use x86_defs::svm::ExitCode;
+use x86_defs::{EFER_LME, EFER_SVME};
 
 /// RAM of the machine; the upper half is not VTL2's (as the host's memory is).
 const RAM: u64 = 0x2_0000;

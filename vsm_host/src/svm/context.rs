@@ -3,56 +3,19 @@
 //! A context comes from VTL2 or from the image. VMRUN refuses some bad values and
 //! misbehaves with others, so everything is checked here, with a reason that can be shown.
 
-use super::vmcb::Segment;
-use super::vmcb::Vmcb;
-use crate::partition::Gprs;
-use crate::partition::gpr;
-use hv_defs::vp_context::HvInitialVpContext;
-use hv_defs::vp_context::HvX64TableRegister;
+use crate::partition::{Gprs, gpr};
+use hv_defs::vp_context::{HvInitialVpContext, HvX64SegmentRegister, HvX64TableRegister};
 use thiserror::Error;
+use x86_defs::svm::{Segment, Vmcb};
+use x86_defs::{
+    CR0_CD, CR0_DEFINED, CR0_NW, CR0_PE, CR0_PG, CR3_DEFINED, CR4_DEFINED, CR4_PAE, DR6_AT_RESET,
+    DR7_AT_RESET, EFER_FFXSR, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, EFER_SVME, RFLAGS_ALWAYS_ONE,
+    RFLAGS_DEFINED, is_canonical, is_valid_pat,
+};
 use zerocopy::FromZeros;
 
-/// EFER.SCE.
-pub const EFER_SCE: u64 = 1 << 0;
-/// EFER.LME.
-pub const EFER_LME: u64 = 1 << 8;
-/// EFER.LMA.
-pub const EFER_LMA: u64 = 1 << 10;
-/// EFER.NXE.
-pub const EFER_NXE: u64 = 1 << 11;
-/// EFER.SVME: the host's own, VTLs neither see nor set it.
-pub const EFER_SVME: u64 = 1 << 12;
-/// EFER.FFXSR.
-pub const EFER_FFXSR: u64 = 1 << 14;
-
-/// What a VTL may set in EFER.
+/// What a VTL may set in EFER; SVME is the host's.
 pub const EFER_GUEST: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_FFXSR;
-
-/// CR0.PE.
-pub const CR0_PE: u64 = 1 << 0;
-/// CR0.NW.
-const CR0_NW: u64 = 1 << 29;
-/// CR0.CD.
-const CR0_CD: u64 = 1 << 30;
-/// CR0.PG.
-pub const CR0_PG: u64 = 1 << 31;
-/// CR4.PAE.
-pub const CR4_PAE: u64 = 1 << 5;
-/// CR4.LA57.
-pub const CR4_LA57: u64 = 1 << 12;
-
-/// CR0: PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG.
-const CR0_DEFINED: u64 = 0xe005_003f;
-/// CR4: VME to OSXMMEXCPT, UMIP, LA57, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE.
-const CR4_DEFINED: u64 = 0x0077_1fff;
-/// RFLAGS: all defined bits up to ID, except VM, in which no context can begin.
-const RFLAGS_DEFINED: u64 = 0x003d_7fd7;
-const RFLAGS_ALWAYS_ONE: u64 = 1 << 1;
-
-const DR6_AT_RESET: u64 = 0xffff_0ff0;
-const DR7_AT_RESET: u64 = 0x400;
-/// IA32_PAT after reset.
-pub const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// A context that no VP can begin in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -159,14 +122,14 @@ impl StartContext {
         let r = &self.registers;
         let save = &mut vmcb.save;
         save.zero();
-        save.cs = (&r.cs).into();
-        save.ds = (&r.ds).into();
-        save.es = (&r.es).into();
-        save.fs = (&r.fs).into();
-        save.gs = (&r.gs).into();
-        save.ss = (&r.ss).into();
-        save.tr = (&r.tr).into();
-        save.ldtr = (&r.ldtr).into();
+        save.cs = segment(&r.cs);
+        save.ds = segment(&r.ds);
+        save.es = segment(&r.es);
+        save.fs = segment(&r.fs);
+        save.gs = segment(&r.gs);
+        save.ss = segment(&r.ss);
+        save.tr = segment(&r.tr);
+        save.ldtr = segment(&r.ldtr);
         save.gdtr = table(&r.gdtr);
         save.idtr = table(&r.idtr);
         // SVM keeps the privilege level apart; the TLFS has it in SS.
@@ -187,8 +150,14 @@ impl StartContext {
     }
 }
 
-/// No processor has more than 52 bits of physical address.
-const CR3_DEFINED: u64 = (1 << 52) - 1;
+fn segment(register: &HvX64SegmentRegister) -> Segment {
+    Segment {
+        selector: register.selector,
+        attributes: register.attributes.to_vmcb(),
+        limit: register.limit,
+        base: register.base,
+    }
+}
 
 fn table(register: &HvX64TableRegister) -> Segment {
     Segment {
@@ -228,21 +197,10 @@ fn check_mode(r: &HvInitialVpContext) -> Result<(), ContextError> {
     Ok(())
 }
 
-/// With 48-bit linear addresses.
-pub fn is_canonical(address: u64) -> bool {
-    ((address as i64) << 16) >> 16 == address as i64
-}
-
-/// Every byte is a memory type.
-pub fn is_valid_pat(pat: u64) -> bool {
-    pat.to_le_bytes()
-        .iter()
-        .all(|memory_type| matches!(memory_type, 0 | 1 | 4..=7))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::svm::vmcb;
     use proptest::prelude::*;
     use zerocopy::FromBytes;
 
@@ -271,14 +229,14 @@ pub(crate) mod tests {
 
     #[test]
     fn a_context_arrives_in_the_vmcb() {
-        let mut vmcb = Vmcb::new(0x1000, 0x2000, 0x3000, 1);
+        let mut vmcb = vmcb::new(0x1000, 0x2000, 0x3000, 1);
         StartContext::new(linux_ap()).unwrap().apply(&mut vmcb);
         assert_eq!(vmcb.save.cs.attributes, 0xa9b);
         assert_eq!(vmcb.save.ss.attributes, 0xc93);
         assert_eq!(vmcb.save.efer, 0xd01 | EFER_SVME);
         assert_eq!(vmcb.save.gdtr.limit, 0x7f);
         assert_eq!(vmcb.save.cpl, 0);
-        assert!(vmcb.is_64_bit());
+        assert!(vmcb::is_64_bit(&vmcb.save));
     }
 
     #[test]
@@ -319,7 +277,7 @@ pub(crate) mod tests {
         fn any_bytes_are_accepted_or_refused(bytes: [[u8; 32]; 7]) {
             let context = HvInitialVpContext::read_from_bytes(bytes.as_flattened()).unwrap();
             if let Ok(context) = StartContext::new(context) {
-                let mut vmcb = Vmcb::new(0, 0, 0, 1);
+                let mut vmcb = vmcb::new(0, 0, 0, 1);
                 context.apply(&mut vmcb);
                 prop_assert_ne!(vmcb.save.efer & EFER_SVME, 0);
             }

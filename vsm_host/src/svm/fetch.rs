@@ -5,12 +5,10 @@
 //! Bytes that do not match (another VP has changed them, or they are prefixed in a way
 //! that no assembler emits) lead to #UD, never to a guess.
 
-use super::context::CR0_PG;
-use super::context::CR4_LA57;
-use super::context::EFER_LMA;
-use super::vmcb::Save;
-use crate::guest_memory::GuestMemory;
-use crate::guest_memory::RamAccess;
+use super::vmcb;
+use crate::guest_memory::{GuestMemory, RamAccess};
+use x86_defs::svm::Save;
+use x86_defs::{CR0_PG, CR4_LA57, EFER_LMA};
 
 /// No instruction is longer.
 const MAX_LENGTH: usize = 15;
@@ -49,7 +47,7 @@ pub fn next_rip<R: RamAccess + ?Sized>(
     save: &Save,
     instruction: Instruction,
 ) -> Option<u64> {
-    let long = save.efer & EFER_LMA != 0 && save.cs.hv_attributes().long();
+    let long = vmcb::is_64_bit(save);
     let linear = if long {
         save.rip
     } else {
@@ -136,8 +134,9 @@ mod tests {
     use crate::platform::MemoryRange;
     use crate::svm::context::StartContext;
     use crate::svm::context::tests::linux_ap;
-    use crate::svm::vmcb::Vmcb;
+    use crate::svm::vmcb;
     use proptest::prelude::*;
+    use x86_defs::svm::Vmcb;
 
     const SIZE: usize = 0x8000;
     const RIP: u64 = 0xffff_ffff_8100_0ffe;
@@ -155,7 +154,7 @@ mod tests {
     }
 
     fn vmcb() -> Box<Vmcb> {
-        let mut vmcb = Box::new(Vmcb::new(0, 0, 0, 1));
+        let mut vmcb = Box::new(vmcb::new(0, 0, 0, 1));
         StartContext::new(linux_ap()).unwrap().apply(&mut vmcb);
         vmcb.save.cr3 = 0x1000;
         vmcb.save.rip = RIP;

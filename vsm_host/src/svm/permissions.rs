@@ -1,28 +1,27 @@
 //! The permission maps: which MSRs and ports a VTL reaches without the host.
 
 use alloc::boxed::Box;
+use x86_defs::msr;
 
 /// The MSRs that a VTL reads and writes in the processor itself: those that VMRUN,
 /// VMLOAD and VMSAVE switch, and that mean nothing to the host.
 const DIRECT_MSRS: [u32; 12] = [
-    0x174,       // SYSENTER_CS
-    0x175,       // SYSENTER_ESP
-    0x176,       // SYSENTER_EIP
-    0x277,       // PAT, the guest's own with nested paging
-    0xc000_0081, // STAR
-    0xc000_0082, // LSTAR
-    0xc000_0083, // CSTAR
-    0xc000_0084, // SFMASK
-    0xc000_0100, // FS_BASE
-    0xc000_0101, // GS_BASE
-    0xc000_0102, // KERNEL_GS_BASE
-    0xc000_0103, // TSC_AUX, which the host never uses
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+    msr::STAR,
+    msr::LSTAR,
+    msr::CSTAR,
+    msr::SFMASK,
+    msr::FS_BASE,
+    msr::GS_BASE,
+    msr::KERNEL_GS_BASE,
+    msr::PAT,     // the guest's own with nested paging
+    msr::TSC_AUX, // which the host never uses
 ];
 
-/// The MSRs that a VTL only reads in the processor.
-const DIRECT_READ_MSRS: [u32; 1] = [
-    0x10, // TSC: one clock for all, so nobody sets it
-];
+/// The MSRs that a VTL only reads in the processor: one clock for all, so nobody sets it.
+const DIRECT_READ_MSRS: [u32; 1] = [msr::TSC];
 
 /// Bytes of an MSR permission map.
 const MSRPM_SIZE: usize = 0x2000;

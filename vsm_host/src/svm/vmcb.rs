@@ -1,139 +1,14 @@
-//! The virtual machine control block (APM appendix B).
+//! What the host does with control blocks.
 
-#![allow(
-    clippy::upper_case_acronyms,
-    reason = "exit codes have the manual's names"
-)]
-
-use super::context;
-use bitfield_struct::bitfield;
-use core::mem::offset_of;
-use hv_defs::vp_context::HvX64SegmentRegister;
-use hv_defs::vp_context::SegmentAttributes;
-use open_enum::open_enum;
+use x86_defs::EFER_LMA;
+use x86_defs::svm::{EventInjection, Intercepts3, Intercepts4, Save, Vmcb};
 use zerocopy::FromZeros;
 
-/// Intercepts of control word 3 (offset 0x00c).
-#[bitfield(u32)]
-pub struct Intercepts3 {
-    /// Physical interrupt.
-    pub intr: bool,
-    /// NMI.
-    pub nmi: bool,
-    /// SMI.
-    pub smi: bool,
-    /// INIT.
-    pub init: bool,
-    #[bits(14)]
-    _others: u16,
-    /// CPUID.
-    pub cpuid: bool,
-    #[bits(5)]
-    _rsm_iret: u8,
-    /// HLT.
-    pub hlt: bool,
-    /// INVLPG.
-    pub invlpg: bool,
-    /// INVLPGA.
-    pub invlpga: bool,
-    /// Ports of the I/O permission map.
-    pub ioio: bool,
-    /// MSRs of the MSR permission map.
-    pub msr: bool,
-    /// Task switch.
-    pub task_switch: bool,
-    /// FERR freeze.
-    pub ferr_freeze: bool,
-    /// Shutdown (triple fault).
-    pub shutdown: bool,
-}
+/// Value of `tlb_control` that forgets all translations.
+const TLB_FLUSH_ALL: u32 = 1;
 
-/// Intercepts of control word 4 (offset 0x010).
-#[bitfield(u32)]
-pub struct Intercepts4 {
-    /// VMRUN; must be intercepted.
-    pub vmrun: bool,
-    /// VMMCALL.
-    pub vmmcall: bool,
-    /// VMLOAD.
-    pub vmload: bool,
-    /// VMSAVE.
-    pub vmsave: bool,
-    /// STGI.
-    pub stgi: bool,
-    /// CLGI.
-    pub clgi: bool,
-    /// SKINIT.
-    pub skinit: bool,
-    #[bits(6)]
-    _others: u8,
-    /// XSETBV.
-    pub xsetbv: bool,
-    #[bits(18)]
-    _rest: u32,
-}
-
-/// Why a VM exit happened (APM appendix C; named as there).
-#[open_enum]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromZeros)]
-#[repr(u64)]
-pub enum ExitCode {
-    /// Physical interrupt.
-    INTR = 0x60,
-    /// NMI.
-    NMI = 0x61,
-    /// INIT.
-    INIT = 0x63,
-    /// CPUID.
-    CPUID = 0x72,
-    /// INVLPGA.
-    INVLPGA = 0x7a,
-    /// An intercepted port.
-    IOIO = 0x7b,
-    /// RDMSR (EXITINFO1 0) or WRMSR (1).
-    MSR = 0x7c,
-    /// Shutdown.
-    SHUTDOWN = 0x7f,
-    /// VMRUN.
-    VMRUN = 0x80,
-    /// VMMCALL.
-    VMMCALL = 0x81,
-    /// VMLOAD.
-    VMLOAD = 0x82,
-    /// VMSAVE.
-    VMSAVE = 0x83,
-    /// STGI.
-    STGI = 0x84,
-    /// CLGI.
-    CLGI = 0x85,
-    /// SKINIT.
-    SKINIT = 0x86,
-    /// XSETBV.
-    XSETBV = 0x8d,
-    /// Nested page fault.
-    NPF = 0x400,
-    /// The VMCB was not accepted.
-    INVALID = u64::MAX,
-}
-
-/// Event that VMRUN injects.
-#[bitfield(u64)]
-#[derive(FromZeros)]
-pub struct EventInjection {
-    /// Vector.
-    pub vector: u8,
-    /// 3: exception.
-    #[bits(3)]
-    pub kind: u8,
-    /// An error code is pushed.
-    pub has_error_code: bool,
-    #[bits(19)]
-    _reserved: u32,
-    /// There is an event.
-    pub valid: bool,
-    /// Error code.
-    pub error_code: u32,
-}
+/// Bit of CS attributes in a control block: 64-bit code.
+const CS_LONG: u16 = 1 << 9;
 
 /// Exceptions that the host injects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,231 +19,55 @@ pub enum Exception {
     GeneralProtection,
 }
 
-impl From<Exception> for EventInjection {
-    fn from(exception: Exception) -> Self {
-        let event = Self::new().with_kind(3).with_valid(true);
-        match exception {
-            Exception::InvalidOpcode => event.with_vector(6),
-            Exception::GeneralProtection => event.with_vector(13).with_has_error_code(true),
-        }
-    }
+/// A block with the intercepts and maps that every VTL of this host has, and no state
+/// yet. VTL2 owns the physical local APIC: interrupts, HLT and I/O are its own.
+pub fn new(nested_cr3: u64, iopm: u64, msrpm: u64, asid: u32) -> Vmcb {
+    let mut vmcb = Vmcb::new_zeroed();
+    let control = &mut vmcb.control;
+    control.intercepts3 = Intercepts3::new()
+        .with_init(true)
+        .with_cpuid(true)
+        .with_invlpga(true)
+        .with_ioio(true)
+        .with_msr(true)
+        .with_shutdown(true)
+        .into_bits();
+    control.intercepts4 = Intercepts4::new()
+        .with_vmrun(true)
+        .with_vmmcall(true)
+        .with_vmload(true)
+        .with_vmsave(true)
+        .with_stgi(true)
+        .with_clgi(true)
+        .with_skinit(true)
+        .with_xsetbv(true)
+        .into_bits();
+    control.iopm_base = iopm;
+    control.msrpm_base = msrpm;
+    control.asid = asid;
+    // Translations of whoever had this ASID before.
+    control.tlb_control = TLB_FLUSH_ALL;
+    control.nested_paging = 1;
+    control.nested_cr3 = nested_cr3;
+    vmcb
 }
 
-/// EXITINFO1 of an I/O exit.
-#[bitfield(u64)]
-pub struct IoInfo {
-    /// IN.
-    pub is_in: bool,
-    _reserved1: bool,
-    /// INS or OUTS.
-    pub string: bool,
-    /// With REP.
-    pub rep: bool,
-    /// One byte.
-    pub byte: bool,
-    /// Two bytes.
-    pub word: bool,
-    /// Four bytes.
-    pub dword: bool,
-    #[bits(9)]
-    _reserved2: u16,
-    /// The port.
-    pub port: u16,
-    _reserved3: u32,
+/// Makes VMRUN deliver an exception instead of the instruction that exited.
+pub fn inject(vmcb: &mut Vmcb, exception: Exception) {
+    let event = EventInjection::new().with_kind(3).with_valid(true);
+    vmcb.control.event_injection = match exception {
+        Exception::InvalidOpcode => event.with_vector(6),
+        Exception::GeneralProtection => event.with_vector(13).with_has_error_code(true),
+    };
 }
 
-/// A segment register.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromZeros)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Attributes in the packed form of 12 bits.
-    pub attributes: u16,
-    /// Limit in bytes.
-    pub limit: u32,
-    /// Base.
-    pub base: u64,
+/// Continues behind the instruction that exited.
+pub fn advance(vmcb: &mut Vmcb, next_rip: u64) {
+    vmcb.save.rip = next_rip;
+    vmcb.control.interrupt_shadow = 0;
 }
 
-impl From<&HvX64SegmentRegister> for Segment {
-    fn from(register: &HvX64SegmentRegister) -> Self {
-        Self {
-            selector: register.selector,
-            attributes: register.attributes.to_vmcb(),
-            limit: register.limit,
-            base: register.base,
-        }
-    }
+/// The guest runs 64-bit code.
+pub fn is_64_bit(save: &Save) -> bool {
+    save.efer & EFER_LMA != 0 && save.cs.attributes & CS_LONG != 0
 }
-
-impl Segment {
-    /// The attributes in the form of the TLFS.
-    pub const fn hv_attributes(&self) -> SegmentAttributes {
-        SegmentAttributes::from_vmcb(self.attributes)
-    }
-}
-
-/// Offsets 0x000 to 0x3ff.
-#[repr(C)]
-#[derive(FromZeros)]
-#[expect(missing_docs, reason = "names of the manual; reserved gaps")]
-pub struct Control {
-    pub intercept_cr: u32,
-    pub intercept_dr: u32,
-    pub intercept_exceptions: u32,
-    pub intercepts3: u32,
-    pub intercepts4: u32,
-    pub intercepts5: u32,
-    _reserved1: [u8; 0x28],
-    pub iopm_base: u64,
-    pub msrpm_base: u64,
-    pub tsc_offset: u64,
-    pub asid: u32,
-    pub tlb_control: u32,
-    pub virtual_interrupt: u64,
-    pub interrupt_shadow: u64,
-    pub exit_code: ExitCode,
-    pub exit_info1: u64,
-    pub exit_info2: u64,
-    pub exit_interrupt_info: u64,
-    pub nested_paging: u64,
-    _avic_ghcb: [u64; 2],
-    pub event_injection: EventInjection,
-    pub nested_cr3: u64,
-    pub lbr_virtualization: u64,
-    pub clean_bits: u64,
-    pub next_rip: u64,
-    _reserved2: [u8; 0x330],
-}
-
-/// Offsets 0x400 to 0xfff: the state of the guest.
-#[repr(C)]
-#[derive(FromZeros)]
-#[expect(missing_docs, reason = "names of the manual; reserved gaps")]
-pub struct Save {
-    pub es: Segment,
-    pub cs: Segment,
-    pub ss: Segment,
-    pub ds: Segment,
-    pub fs: Segment,
-    pub gs: Segment,
-    pub gdtr: Segment,
-    pub ldtr: Segment,
-    pub idtr: Segment,
-    pub tr: Segment,
-    _reserved1: [u8; 0x2b],
-    pub cpl: u8,
-    _reserved2: u32,
-    pub efer: u64,
-    _reserved3: [u8; 0x70],
-    pub cr4: u64,
-    pub cr3: u64,
-    pub cr0: u64,
-    pub dr7: u64,
-    pub dr6: u64,
-    pub rflags: u64,
-    pub rip: u64,
-    _reserved4: [u8; 0x58],
-    pub rsp: u64,
-    _shadow_stack: [u64; 3],
-    pub rax: u64,
-    pub star: u64,
-    pub lstar: u64,
-    pub cstar: u64,
-    pub sfmask: u64,
-    pub kernel_gs_base: u64,
-    pub sysenter_cs: u64,
-    pub sysenter_esp: u64,
-    pub sysenter_eip: u64,
-    pub cr2: u64,
-    _reserved5: [u8; 0x20],
-    pub g_pat: u64,
-    pub debug_control: u64,
-    _reserved6: [u8; 0x988],
-}
-
-/// The whole block, one page.
-#[repr(C, align(4096))]
-#[derive(FromZeros)]
-pub struct Vmcb {
-    /// Control area.
-    pub control: Control,
-    /// State save area.
-    pub save: Save,
-}
-
-const _: () = {
-    assert!(size_of::<Vmcb>() == 4096 && size_of::<Control>() == 0x400);
-    assert!(offset_of!(Control, iopm_base) == 0x40);
-    assert!(offset_of!(Control, asid) == 0x58);
-    assert!(offset_of!(Control, exit_code) == 0x70);
-    assert!(offset_of!(Control, nested_paging) == 0x90);
-    assert!(offset_of!(Control, event_injection) == 0xa8);
-    assert!(offset_of!(Control, nested_cr3) == 0xb0);
-    assert!(offset_of!(Control, next_rip) == 0xc8);
-    assert!(offset_of!(Vmcb, save) == 0x400);
-    assert!(offset_of!(Save, tr) == 0x90);
-    assert!(offset_of!(Save, cpl) == 0xcb);
-    assert!(offset_of!(Save, efer) == 0xd0);
-    assert!(offset_of!(Save, cr4) == 0x148);
-    assert!(offset_of!(Save, rip) == 0x178);
-    assert!(offset_of!(Save, rsp) == 0x1d8);
-    assert!(offset_of!(Save, rax) == 0x1f8);
-    assert!(offset_of!(Save, sysenter_eip) == 0x238);
-    assert!(offset_of!(Save, cr2) == 0x240);
-    assert!(offset_of!(Save, g_pat) == 0x268);
-};
-
-impl Vmcb {
-    /// A block with the intercepts and maps that every VTL of this host has, and no
-    /// state yet. VTL2 owns the physical local APIC: interrupts, HLT and I/O are its own.
-    pub fn new(nested_cr3: u64, iopm: u64, msrpm: u64, asid: u32) -> Self {
-        let mut vmcb = Self::new_zeroed();
-        let control = &mut vmcb.control;
-        control.intercepts3 = Intercepts3::new()
-            .with_init(true)
-            .with_cpuid(true)
-            .with_invlpga(true)
-            .with_ioio(true)
-            .with_msr(true)
-            .with_shutdown(true)
-            .into_bits();
-        control.intercepts4 = Intercepts4::new()
-            .with_vmrun(true)
-            .with_vmmcall(true)
-            .with_vmload(true)
-            .with_vmsave(true)
-            .with_stgi(true)
-            .with_clgi(true)
-            .with_skinit(true)
-            .with_xsetbv(true)
-            .into_bits();
-        control.iopm_base = iopm;
-        control.msrpm_base = msrpm;
-        control.asid = asid;
-        // Translations of whoever had this ASID before.
-        control.tlb_control = TLB_FLUSH_ALL;
-        control.nested_paging = 1;
-        control.nested_cr3 = nested_cr3;
-        vmcb
-    }
-
-    /// Makes VMRUN deliver an exception instead of the instruction that exited.
-    pub fn inject(&mut self, exception: Exception) {
-        self.control.event_injection = exception.into();
-    }
-
-    /// Continues behind the instruction that exited.
-    pub fn advance(&mut self, next_rip: u64) {
-        self.save.rip = next_rip;
-        self.control.interrupt_shadow = 0;
-    }
-
-    /// The guest runs 64-bit code.
-    pub fn is_64_bit(&self) -> bool {
-        self.save.efer & context::EFER_LMA != 0 && self.save.cs.hv_attributes().long()
-    }
-}
-
-const TLB_FLUSH_ALL: u32 = 1;

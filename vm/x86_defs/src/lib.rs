@@ -1,0 +1,70 @@
+//! The x86-64 architecture, as far as this project touches it: numbers and layouts of
+//! the AMD64 Architecture Programmer's Manual ("APM") that the `x86_64` crate does not
+//! have, or that describe a guest and not the processor that the program runs on.
+//!
+//! Definitions only, declared once. Nothing here has behaviour beyond saying whether a
+//! value is one that the architecture permits.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod msr;
+pub mod svm;
+
+/// CR0.PE.
+pub const CR0_PE: u64 = 1 << 0;
+/// CR0.NW.
+pub const CR0_NW: u64 = 1 << 29;
+/// CR0.CD.
+pub const CR0_CD: u64 = 1 << 30;
+/// CR0.PG.
+pub const CR0_PG: u64 = 1 << 31;
+/// CR0: PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG.
+pub const CR0_DEFINED: u64 = 0xe005_003f;
+
+/// No processor has more than 52 bits of physical address.
+pub const CR3_DEFINED: u64 = (1 << 52) - 1;
+
+/// CR4.PAE.
+pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.LA57.
+pub const CR4_LA57: u64 = 1 << 12;
+/// CR4: VME to OSXMMEXCPT, UMIP, LA57, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE.
+pub const CR4_DEFINED: u64 = 0x0077_1fff;
+
+/// EFER.SCE.
+pub const EFER_SCE: u64 = 1 << 0;
+/// EFER.LME.
+pub const EFER_LME: u64 = 1 << 8;
+/// EFER.LMA.
+pub const EFER_LMA: u64 = 1 << 10;
+/// EFER.NXE.
+pub const EFER_NXE: u64 = 1 << 11;
+/// EFER.SVME.
+pub const EFER_SVME: u64 = 1 << 12;
+/// EFER.FFXSR.
+pub const EFER_FFXSR: u64 = 1 << 14;
+
+/// RFLAGS bit 1.
+pub const RFLAGS_ALWAYS_ONE: u64 = 1 << 1;
+/// RFLAGS: all defined bits up to ID, except VM, which long mode does not have.
+pub const RFLAGS_DEFINED: u64 = 0x003d_7fd7;
+
+/// DR6 after reset.
+pub const DR6_AT_RESET: u64 = 0xffff_0ff0;
+/// DR7 after reset.
+pub const DR7_AT_RESET: u64 = 0x400;
+/// IA32_PAT after reset.
+pub const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// With 48-bit linear addresses.
+pub const fn is_canonical(address: u64) -> bool {
+    ((address as i64) << 16) >> 16 == address as i64
+}
+
+/// Every byte is a memory type: UC, WC, WT, WP, WB or UC-.
+pub fn is_valid_pat(pat: u64) -> bool {
+    pat.to_le_bytes()
+        .iter()
+        .all(|memory_type| matches!(memory_type, 0 | 1 | 4..=7))
+}
