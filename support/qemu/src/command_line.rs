@@ -7,11 +7,13 @@ use std::process::Command;
 /// Where the machine's consoles are connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wiring {
-    /// A program watches: VTL2's console is a socket on descriptor 0, the machine protocol
-    /// a socket on descriptor 1, and the host log goes to descriptor 2, where QEMU's own
-    /// messages appear as well. Inherited standard streams need no names, no files to
-    /// remove afterwards and end exactly when QEMU does.
-    Program,
+    /// A program watches. VTL2's console is descriptors 0 and 1, the host log goes to
+    /// descriptor 2, where QEMU's own messages appear as well: inherited streams need no
+    /// names, leave no files behind, and end exactly when QEMU does.
+    Program {
+        /// Descriptor of an inherited socket for the machine protocol.
+        qmp: i32,
+    },
     /// A person watches: both consoles on one terminal. Ctrl-A X ends QEMU.
     Terminal,
 }
@@ -43,6 +45,11 @@ impl CommandLine {
         if !arguments.is_empty() {
             self.options.push(arguments.to_vec());
         }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// All arguments, in order.

@@ -298,10 +298,10 @@ impl Machine {
 
     fn consoles(&self, line: &mut CommandLine, wiring: Wiring) {
         let (host, vtl2) = match wiring {
-            Wiring::Program => {
+            Wiring::Program { qmp } => {
                 line.option("-chardev", "file,id=hostlog,path=/dev/stderr");
-                line.option("-chardev", "socket,id=vtl2con,fd=0");
-                line.option("-chardev", "socket,id=qmp,fd=1");
+                line.option("-chardev", "stdio,id=vtl2con,signal=off");
+                line.option("-chardev", format!("socket,id=qmp,fd={qmp}"));
                 line.option("-mon", "chardev=qmp,mode=control");
                 ("hostlog", "vtl2con")
             }
@@ -351,9 +351,11 @@ impl FromStr for Accel {
 mod tests {
     use super::*;
 
+    const PROGRAM: Wiring = Wiring::Program { qmp: 9 };
+
     fn arguments(machine: &Machine) -> Vec<String> {
         machine
-            .command_line(&Qemu::unprobed("qemu"), Wiring::Program)
+            .command_line(&Qemu::unprobed("qemu"), PROGRAM)
             .unwrap()
             .arguments()
             .map(str::to_owned)
@@ -448,7 +450,7 @@ mod tests {
         for option in ["--", "a b", "", "x\n--"] {
             let result = stack()
                 .host_option(option)
-                .command_line(&Qemu::unprobed("qemu"), Wiring::Program);
+                .command_line(&Qemu::unprobed("qemu"), PROGRAM);
             assert!(
                 matches!(result, Err(MachineError::HostOption { .. })),
                 "{option:?}"
@@ -460,7 +462,7 @@ mod tests {
     fn impossible_machines_are_refused() {
         let refusal = |machine: Machine| {
             machine
-                .command_line(&Qemu::unprobed("qemu"), Wiring::Program)
+                .command_line(&Qemu::unprobed("qemu"), PROGRAM)
                 .unwrap_err()
                 .to_string()
         };

@@ -14,17 +14,22 @@ use crate::console::Board;
 use crate::console::State;
 use crate::console::capture;
 use crate::qmp::Qmp;
+use nix::fcntl::FcntlArg;
+use nix::fcntl::FdFlag;
+use nix::fcntl::fcntl;
 use serde_json::json;
 use std::fmt;
 use std::fs::File;
+use std::io::PipeWriter;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,15 +44,24 @@ const REGISTERS_FILE: &str = "registers.txt";
 /// So many last lines of each console stand in an error.
 const TAIL_LINES: usize = 12;
 
+/// Held while a QEMU is started.
+static SPAWN: Mutex<()> = Mutex::new(());
+
 /// A running machine. Dropping it kills QEMU.
 pub struct Vm {
     child: Child,
     exit: Option<Exit>,
     board: Arc<Board>,
     readers: Vec<JoinHandle<()>>,
-    vtl2: UnixStream,
+    typed: PipeWriter,
     qmp: Qmp,
     directory: PathBuf,
+}
+
+/// Both ends of the machine protocol's socket.
+struct QmpPair {
+    ours: UnixStream,
+    theirs: UnixStream,
 }
 
 /// Why a machine did not start.
@@ -119,7 +133,21 @@ impl Machine {
         directory: &Path,
         echo: impl FnMut(Source) -> Option<Echo>,
     ) -> Result<Vm, StartError> {
-        Vm::spawn(&self.command_line(qemu, Wiring::Program)?, directory, echo)
+        let qmp = QmpPair::new()?;
+        let wiring = Wiring::Program {
+            qmp: qmp.theirs.as_raw_fd(),
+        };
+        Vm::spawn(&self.command_line(qemu, wiring)?, qmp, directory, echo)
+    }
+}
+
+impl QmpPair {
+    fn new() -> Result<Self, StartError> {
+        let (ours, theirs) = UnixStream::pair().map_err(|source| StartError::Io {
+            what: "a socket for QEMU's machine protocol".to_owned(),
+            source,
+        })?;
+        Ok(Self { ours, theirs })
     }
 }
 
@@ -127,6 +155,7 @@ impl Vm {
     /// Starts a command that is wired for a program.
     fn spawn(
         line: &CommandLine,
+        qmp: QmpPair,
         directory: &Path,
         mut echo: impl FnMut(Source) -> Option<Echo>,
     ) -> Result<Self, StartError> {
@@ -144,32 +173,39 @@ impl Vm {
         };
         let (host_file, vtl2_file) = (file(Source::Host)?, file(Source::Vtl2)?);
 
+        // Pipes, not sockets: a socket charges each byte that the serial port sends with
+        // almost a KiB, so it is full after one long line and the port loses characters.
         let pipes = || io("pipes for QEMU's consoles".to_owned());
-        let (vtl2, vtl2_theirs) = UnixStream::pair().map_err(pipes())?;
-        let (qmp, qmp_theirs) = UnixStream::pair().map_err(pipes())?;
+        let (typed_theirs, typed) = std::io::pipe().map_err(pipes())?;
+        let (vtl2, vtl2_theirs) = std::io::pipe().map_err(pipes())?;
         let (host, host_theirs) = std::io::pipe().map_err(pipes())?;
-        let vtl2_reader = vtl2.try_clone().map_err(pipes())?;
-        let qmp = Qmp::new(qmp).map_err(pipes())?;
 
         let mut command = line.to_command();
         command
-            .stdin(Stdio::from(OwnedFd::from(vtl2_theirs)))
-            .stdout(Stdio::from(OwnedFd::from(qmp_theirs)))
+            .stdin(Stdio::from(typed_theirs))
+            .stdout(Stdio::from(vtl2_theirs))
             .stderr(Stdio::from(host_theirs));
         let board = Arc::new(Board::new(Instant::now()));
-        let child = command
-            .spawn()
-            .map_err(io(format!("starting {}", command.get_program().display())))?;
-        // Closes our copies of QEMU's ends: only then do the streams end when QEMU does.
-        drop(command);
+        let starting = || io(format!("starting {}", line.program().display()));
+        let child = {
+            // While the socket can be inherited, no other machine may be started.
+            let _alone = SPAWN.lock().unwrap_or_else(PoisonError::into_inner);
+            let child = fcntl(&qmp.theirs, FcntlArg::F_SETFD(FdFlag::empty()))
+                .map_err(std::io::Error::from)
+                .and_then(|_| command.spawn());
+            // Our copies of QEMU's ends: only without them do the streams end with QEMU.
+            drop(command);
+            drop(qmp.theirs);
+            child.map_err(starting())?
+        };
 
         let mut vm = Self {
             child,
             exit: None,
             board: board.clone(),
             readers: Vec::new(),
-            vtl2,
-            qmp,
+            typed,
+            qmp: Qmp::new(qmp.ours).map_err(pipes())?,
             directory: directory.to_owned(),
         };
         let readers = || io("a thread for a console".to_owned());
@@ -181,13 +217,7 @@ impl Vm {
             echo(Source::Host),
         );
         vm.readers.push(host_reader.map_err(readers())?);
-        let vtl2_reader = capture(
-            board,
-            Source::Vtl2,
-            vtl2_reader,
-            vtl2_file,
-            echo(Source::Vtl2),
-        );
+        let vtl2_reader = capture(board, Source::Vtl2, vtl2, vtl2_file, echo(Source::Vtl2));
         vm.readers.push(vtl2_reader.map_err(readers())?);
         Ok(vm)
     }
@@ -248,7 +278,7 @@ impl Vm {
 
     /// Types on VTL2's console.
     pub fn type_text(&self, text: &[u8]) -> std::io::Result<()> {
-        (&self.vtl2).write_all(text)
+        (&self.typed).write_all(text)
     }
 
     /// All lines so far.
@@ -391,18 +421,27 @@ mod tests {
     /// Only for tests that would otherwise hang.
     const LONG: Duration = Duration::from_secs(60);
 
-    /// A shell script in QEMU's place: descriptor 0 is VTL2's console, 2 the host log.
+    /// A machine protocol that nobody speaks: the other ends of both sockets are gone.
+    fn no_qmp() -> QmpPair {
+        let (ours, theirs) = (QmpPair::new().unwrap().ours, QmpPair::new().unwrap().theirs);
+        QmpPair { ours, theirs }
+    }
+
+    /// A shell script in QEMU's place: descriptors 0 and 1 are VTL2's console, 2 the host log.
     fn fake(script: &str) -> (tempfile::TempDir, Vm) {
         let directory = tempfile::tempdir().unwrap();
         let mut line = CommandLine::new(Path::new("sh"));
         line.option("-c", script);
-        let vm = Vm::spawn(&line, &directory.path().join("consoles"), |_| None).unwrap();
+        let vm = Vm::spawn(&line, no_qmp(), &directory.path().join("consoles"), |_| {
+            None
+        })
+        .unwrap();
         (directory, vm)
     }
 
     #[test]
     fn lines_come_with_times_from_both_consoles() {
-        let (_directory, mut vm) = fake("echo host >&2; echo guest >&0; exit 33");
+        let (_directory, mut vm) = fake("echo host >&2; echo guest; exit 33");
         let exit = vm.wait_exit(LONG).unwrap();
         assert_eq!(exit, Exit::Host(ExitReason::PowerOff));
         assert_eq!(vm.lines(Source::Host)[0].text, "host");
@@ -417,7 +456,7 @@ mod tests {
     fn a_wait_ends_with_the_line_not_with_the_process() {
         // The script goes on only after it was typed at, which the test does only after
         // the first line.
-        let (_directory, mut vm) = fake("echo ready >&0; read word <&0; echo \"got $word\" >&0");
+        let (_directory, mut vm) = fake("echo ready; read word; echo \"got $word\"");
         vm.wait_for_text(Source::Vtl2, "ready", LONG).unwrap();
         vm.type_text(b"hello\n").unwrap();
         let line = vm.wait_for_text(Source::Vtl2, "got", LONG).unwrap();
@@ -429,7 +468,7 @@ mod tests {
 
     #[test]
     fn the_end_of_the_machine_ends_every_wait_and_is_explained() {
-        let (_directory, mut vm) = fake("echo last words >&0; echo why >&2; exit 35");
+        let (_directory, mut vm) = fake("echo last words; echo why >&2; exit 35");
         let error = vm.wait_for_text(Source::Vtl2, "ready", LONG).unwrap_err();
         assert!(
             matches!(
@@ -449,7 +488,7 @@ mod tests {
 
     #[test]
     fn a_deadline_tells_what_was_seen_and_the_machine_runs_on() {
-        let (_directory, mut vm) = fake("exec 1>&-; echo waiting >&0; read word <&0; exit 41");
+        let (_directory, mut vm) = fake("echo waiting; read word; exit 41");
         vm.wait_for_text(Source::Vtl2, "waiting", LONG).unwrap();
         let error = vm.wait_for_text(Source::Vtl2, "never", SOON).unwrap_err();
         let text = error.to_string();
@@ -464,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_dropped_machine_is_gone() {
-        let (_directory, mut vm) = fake("echo $$ >&0; exec sleep 1000");
+        let (_directory, mut vm) = fake("echo $$; exec sleep 1000");
         let line = vm
             .wait_for(Source::Vtl2, "process id", LONG, |_| true)
             .unwrap();
@@ -491,8 +530,8 @@ mod tests {
         let mut sender = Some(sender);
         let directory = tempfile::tempdir().unwrap();
         let mut line = CommandLine::new(Path::new("sh"));
-        line.option("-c", "printf 'no end' >&0");
-        let _vm = Vm::spawn(&line, directory.path(), |source| {
+        line.option("-c", "printf 'no end' ");
+        let _vm = Vm::spawn(&line, QmpPair::new().unwrap(), directory.path(), |source| {
             (source == Source::Vtl2)
                 .then(|| Box::new(Sender(sender.take().unwrap())) as crate::Echo)
         })
@@ -505,7 +544,9 @@ mod tests {
     fn a_program_that_is_not_there_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let line = CommandLine::new(Path::new("/nonexistent/qemu"));
-        let error = Vm::spawn(&line, directory.path(), |_| None).err().unwrap();
+        let error = Vm::spawn(&line, QmpPair::new().unwrap(), directory.path(), |_| None)
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("/nonexistent/qemu"), "{error}");
     }
 }
