@@ -155,8 +155,8 @@ pub(crate) fn write_if_changed(path: &Path, bytes: &[u8]) -> anyhow::Result<bool
     std::fs::create_dir_all(parent).with_context(what)?;
     let mut file = tempfile::NamedTempFile::new_in(parent).with_context(what)?;
     std::io::Write::write_all(&mut file, bytes).with_context(what)?;
-    // Temporary files are private; results are not.
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    // Temporary files are private; results are for everybody to read.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     file.as_file().set_permissions(mode).with_context(what)?;
     file.persist(path).with_context(what)?;
     Ok(true)

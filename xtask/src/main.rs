@@ -78,7 +78,11 @@ fn main() -> ExitCode {
         Command::Igvm(args) => igvm::main(args),
         Command::Run(args) => run::main(args),
         Command::VmmTests(args) => vmm_tests::main(args),
-        Command::Test(args) => test::main(args),
+        // Its last line is the summary, whatever the result is.
+        Command::Test(args) => match test::main(args) {
+            Ok(false) => return ExitCode::FAILURE,
+            result => result.map(|_| ()),
+        },
         Command::Bench(args) => bench::main(args),
         Command::Fuzz(args) => fuzz::main(args),
     };

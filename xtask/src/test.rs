@@ -64,13 +64,13 @@ const STEPS: [(&str, Work); 11] = [
     ("vmm-tests", vmm_tests),
 ];
 
-/// Runs the command.
-pub(crate) fn main(args: Args) -> anyhow::Result<()> {
+/// Runs the command; returns whether everything passed.
+pub(crate) fn main(args: Args) -> anyhow::Result<bool> {
     if args.list {
         for (name, _) in STEPS {
             println!("{name}");
         }
-        return Ok(());
+        return Ok(true);
     }
     let wanted = |name: &str| args.step.as_deref().is_none_or(|step| name.contains(step));
     let steps: Vec<_> = STEPS.into_iter().filter(|(name, _)| wanted(name)).collect();
@@ -109,8 +109,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     }
     println!();
     println!("{} passed, {} failed", total.passed, total.failed);
-    anyhow::ensure!(total.failed == 0, "tests failed");
-    Ok(())
+    Ok(total.failed == 0)
 }
 
 /// Tests of a step failed: how many there were.
