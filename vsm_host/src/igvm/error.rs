@@ -2,6 +2,7 @@
 
 use crate::platform::MemoryRange;
 use crate::svm::context::ContextError;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
@@ -10,7 +11,7 @@ use igvm_defs::IgvmVariableHeaderType as HeaderType;
 use thiserror::Error;
 
 /// Why an IGVM file cannot be loaded on this machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{place}: {reason}, found {found}, expected {expected}")]
 pub struct ImageError {
     /// Which part of the file.
@@ -87,7 +88,7 @@ pub enum Reason {
 }
 
 /// A value in a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named like the words they are printed as")]
 pub enum Detail {
     /// Hexadecimal from 10.
@@ -100,7 +101,7 @@ pub enum Detail {
     MultipleOf(u64),
     /// Another header and the memory that is its.
     HeaderAt(Place, MemoryRange),
-    Context(ContextError),
+    Context(Box<ContextError>),
 }
 
 impl Reason {
@@ -152,8 +153,8 @@ impl fmt::Display for Place {
 
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Number(n) if n < 10 => write!(f, "{n}"),
+        match self {
+            Self::Number(n) if *n < 10 => write!(f, "{n}"),
             Self::Number(n) => write!(f, "{n:#x}"),
             Self::Text(text) => f.write_str(text),
             Self::Range(range) => write!(f, "{range}"),

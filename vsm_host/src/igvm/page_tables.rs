@@ -15,7 +15,7 @@ use super::error::Detail::{AtLeast, AtMost, MultipleOf, Within};
 use super::error::{Detail, ImageError, Place, Reason};
 use super::scan::{PageTableRegion, Run};
 use crate::platform::{MemoryRange, PAGE_SIZE};
-use crate::svm::context::{CR4_LA57, EFER_LME};
+
 use alloc::vec;
 use alloc::vec::Vec;
 use hv_defs::registers::HvRegisterName;
@@ -24,6 +24,8 @@ use page_table::Entry;
 
 /// Tables that map 250 GiB by 2 MiB leaves; it bounds what is copied to the heap.
 const MAX_REGION_SIZE: u64 = 1 << 20;
+const CR4_LA57: u64 = 1 << 12;
+const EFER_LME: u64 = 1 << 8;
 const ENTRIES: usize = page_table::ENTRIES;
 const ENTRY_SIZE: usize = size_of::<Entry>();
 /// Levels of the tree; level 0 are the tables with 4 KiB leaves.

@@ -2,7 +2,8 @@
 //! what counts for this platform is kept. Addresses are still those in the file.
 
 use super::error::Detail::{AtMost, HeaderAt, Within};
-use super::error::{ImageError, Place, Reason};
+use super::error::Reason::{self, Field, Overlap};
+use super::error::{ImageError, Place};
 use super::header::{File, Header};
 use super::vp_context::{self, InitialContext};
 use crate::platform::{MemoryRange, PAGE_SIZE};
@@ -10,6 +11,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use igvm_defs::*;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+type Result<T = ()> = core::result::Result<T, ImageError>;
 
 /// The VTL that the host starts.
 pub(crate) const VTL2: u8 = 2;
@@ -22,6 +25,7 @@ const PLATFORM: &str = "VSM_ISOLATION with highest VTL 2";
 /// follow one another in the file and in memory count once.
 const MAX_RUNS: u64 = 1 << 16;
 const MAX_OTHER_HEADERS: u64 = 4096;
+const MAX_REGIONS: u64 = 64;
 
 /// What counts for this platform.
 #[derive(Debug, Default)]
@@ -99,6 +103,24 @@ struct Area<'a> {
     inserted: bool,
 }
 
+/// A header that belongs to some platforms only.
+trait Masked: FromBytes + KnownLayout + Immutable {
+    fn mask(&self) -> u32;
+}
+
+macro_rules! masked {
+    ($($header:ty)*) => {
+        $(impl Masked for $header {
+            fn mask(&self) -> u32 {
+                self.compatibility_mask
+            }
+        })*
+    };
+}
+masked!(IGVM_VHS_RELOCATABLE_REGION IGVM_VHS_PAGE_TABLE_RELOCATION IGVM_VHS_CCA_POLICY);
+masked!(IGVM_VHS_PAGE_DATA IGVM_VHS_PARAMETER_INSERT IGVM_VHS_REQUIRED_MEMORY);
+masked!(IGVM_VHS_ERROR_RANGE IGVM_VHS_VP_CONTEXT IGVM_VHS_SNP_ID_BLOCK);
+
 /// State of the pass.
 struct Scan<'a> {
     file: File<'a>,
@@ -106,50 +128,44 @@ struct Scan<'a> {
     /// Bit of our platform, 0 until it is found.
     mask: u32,
     all_masks: u32,
+    /// Why a platform that is in the file is not ours.
+    unusable: Option<ImageError>,
     areas: BTreeMap<u32, Area<'a>>,
     /// Region of the last run.
-    last_region: Option<Option<u64>>,
+    last_region: Option<u64>,
+    /// Headers that are not page data.
+    others: u64,
 }
 
 /// Reads all headers.
-pub(crate) fn scan<'a>(file: File<'a>) -> Result<Image<'a>, ImageError> {
+pub(crate) fn scan<'a>(file: File<'a>) -> Result<Image<'a>> {
     let mut scan = Scan {
         file,
         image: Image::default(),
         mask: 0,
         all_masks: 0,
+        unusable: None,
         areas: BTreeMap::new(),
         last_region: None,
+        others: 0,
     };
-    let none = Reason::Platform.at(Place::File, "no platform header", PLATFORM);
-    let mut unusable = None;
-    let mut other_headers = 0;
     for header in file.headers() {
         let header = header?;
-        if header.kind != IgvmVariableHeaderType::IGVM_VHT_PAGE_DATA {
-            other_headers += 1;
-            limit(
-                &header,
-                other_headers,
-                MAX_OTHER_HEADERS,
-                "headers beside PageData",
-            )?;
-        }
         match header.place {
-            Place::Platform(..) => scan.platform(&header, &mut unusable)?,
+            Place::Platform(..) => scan.platform(&header)?,
             _ if scan.mask == 0 => break,
-            Place::Initialization(..) => scan.initialization(&header)?,
-            _ => scan.directive(&header)?,
+            _ => scan.header(&header)?,
         }
     }
     if scan.mask == 0 {
-        return Err(unusable.unwrap_or(none));
+        let none = Reason::Platform.at(Place::File, "no platform header", PLATFORM);
+        return Err(scan.unusable.unwrap_or(none));
     }
     Ok(scan.image)
 }
 
 /// A header type that is not known here is skipped if it says that it may be.
-fn skip_or_refuse(header: &Header<'_>) -> Result<(), ImageError> {
+fn skip_or_refuse(header: &Header<'_>) -> Result {
     let kind = header.kind.0;
     let expected = "a type of the IGVM specification, or bit 31 set";
     let optional = kind & IGVM_VHT_OPTIONAL_BIT != 0;
@@ -157,56 +173,25 @@ fn skip_or_refuse(header: &Header<'_>) -> Result<(), ImageError> {
 }
 
 /// A range with page-aligned ends, not empty and below the limit.
-fn range(header: &Header<'_>, gpa: u64, size: u64) -> Result<MemoryRange, ImageError> {
+fn range(header: &Header<'_>, gpa: u64, size: u64) -> Result<MemoryRange> {
     header.aligned("GPA", gpa, PAGE_SIZE)?;
     header.aligned("size", size, PAGE_SIZE)?;
-    header.ensure(size != 0, Reason::Field("size"), size, "at least one page")?;
+    header.ensure(size != 0, Field("size"), size, "at least one page")?;
     let range = MemoryRange::new(gpa, gpa.saturating_add(size));
-    let limit = MemoryRange::new(0, ADDRESS_LIMIT);
-    header.ensure(
-        limit.covers(range),
-        Reason::Field("range"),
-        range,
-        Within(limit),
-    )?;
+    let all = MemoryRange::new(0, ADDRESS_LIMIT);
+    header.ensure(all.covers(range), Field("range"), range, Within(all))?;
     Ok(range)
 }
 
 /// The image has a context for VP 0 in VTL2 only, so that is what registers belong to.
-fn expect_vp0(header: &Header<'_>, vp_index: u16, vtl: u8) -> Result<(), ImageError> {
+fn expect_vp0(header: &Header<'_>, vp_index: u16, vtl: u8) -> Result {
     header.equal("VP index", vp_index.into(), 0)?;
     header.equal("VTL", vtl.into(), VTL2.into())
 }
 
-fn limit(header: &Header<'_>, n: u64, most: u64, what: &'static str) -> Result<(), ImageError> {
-    header.ensure(n <= most, Reason::TooMany(what), n, AtMost(most))
-}
-
 impl<'a> Scan<'a> {
-    /// The structure of a header if it is for our platform.
-    fn ours<T>(&self, header: &Header<'_>, mask: fn(&T) -> u32) -> Result<Option<T>, ImageError>
-    where
-        T: FromBytes + KnownLayout + Immutable,
-    {
-        let structure = header.structure()?;
-        Ok((mask(&structure) & self.mask != 0).then_some(structure))
-    }
-
-    /// A header of an isolation technology that this host is not.
-    fn foreign<T>(&self, header: &Header<'_>, mask: fn(&T) -> u32) -> Result<(), ImageError>
-    where
-        T: FromBytes + KnownLayout + Immutable,
-    {
-        let foreign = self.ours(header, mask)?.is_none();
-        header.ensure(foreign, Reason::Platform, "a header for it", PLATFORM)
-    }
-
     /// Takes the platform if it is ours; else keeps the reason why it is not.
-    fn platform(
-        &mut self,
-        header: &Header<'_>,
-        unusable: &mut Option<ImageError>,
-    ) -> Result<(), ImageError> {
+    fn platform(&mut self, header: &Header<'_>) -> Result {
         if header.kind != IgvmVariableHeaderType::IGVM_VHT_SUPPORTED_PLATFORM {
             return skip_or_refuse(header);
         }
@@ -214,7 +199,7 @@ impl<'a> Scan<'a> {
         let mask = raw.compatibility_mask;
         let right = mask.is_power_of_two() && mask & self.all_masks == 0;
         let expected = "one bit that no other platform has";
-        header.ensure(right, Reason::Field("compatibility mask"), mask, expected)?;
+        header.ensure(right, Field("compatibility mask"), mask, expected)?;
         self.all_masks |= mask;
         if raw.platform_type != IgvmPlatformType::VSM_ISOLATION {
             let found = match raw.platform_type {
@@ -223,15 +208,11 @@ impl<'a> Scan<'a> {
                 IgvmPlatformType::TDX => "TDX",
                 _ => "another platform type",
             };
-            unusable.get_or_insert(Reason::Platform.at(header.place, found, PLATFORM));
+            let error = Reason::Platform.at(header.place, found, PLATFORM);
+            self.unusable.get_or_insert(error);
             return Ok(());
         }
-        header.ensure(
-            self.mask == 0,
-            Reason::Overlap,
-            "the platform again",
-            "it once",
-        )?;
+        header.ensure(self.mask == 0, Overlap, "the platform again", "it once")?;
         let version = IGVM_VSM_ISOLATION_PLATFORM_VERSION.into();
         header.equal("platform version", raw.platform_version.into(), version)?;
         header.equal("highest VTL", raw.highest_vtl.into(), VTL2.into())?;
@@ -240,103 +221,23 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn initialization(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
+    /// An initialization header or directive.
+    fn header(&mut self, header: &Header<'_>) -> Result {
         use IgvmVariableHeaderType as T;
-        match header.kind {
-            T::IGVM_VHT_RELOCATABLE_REGION => self.region(header),
-            T::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION => self.page_tables(header),
-            T::IGVM_VHT_CCA_POLICY => {
-                self.foreign(header, |raw: &IGVM_VHS_CCA_POLICY| raw.compatibility_mask)
-            }
-            // Policy of isolated platforms; and CoRIM document and signature (which have
-            // names only behind a feature of `igvm_defs`) and version text, which are for
-            // whoever attests or reads.
-            T::IGVM_VHT_GUEST_POLICY | T(0x104 | 0x105) | T::IGVM_VHT_VERSION_STRING => Ok(()),
-            _ => skip_or_refuse(header),
+        if header.kind == T::IGVM_VHT_PAGE_DATA {
+            return self.ours(header, Self::page_data);
         }
-    }
-
-    fn region(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let mask = |raw: &IGVM_VHS_RELOCATABLE_REGION| raw.compatibility_mask;
-        let Some(raw) = self.ours(header, mask)? else {
-            return Ok(());
-        };
-        let known = IGVM_VHF_RELOCATABLE_REGION_IS_VTL2
-            | IGVM_VHF_RELOCATABLE_REGION_APPLY_RIP
-            | IGVM_VHF_RELOCATABLE_REGION_APPLY_GDTR;
-        header.reserved((raw.flags & !known).into())?;
-        expect_vp0(header, raw.vp_index, raw.vtl)?;
-        let alignment = raw.relocation_alignment;
-        let right = alignment.is_power_of_two() && (PAGE_SIZE..ADDRESS_LIMIT).contains(&alignment);
-        let expected = "a power of two from 0x1000";
-        header.ensure(right, Reason::Field("alignment"), alignment, expected)?;
-        header.aligned("region GPA", raw.relocation_region_gpa, alignment)?;
-        header.aligned("minimum GPA", raw.minimum_relocation_gpa, alignment)?;
-        header.aligned("maximum GPA", raw.maximum_relocation_gpa, alignment)?;
-        let range = range(
-            header,
-            raw.relocation_region_gpa,
-            raw.relocation_region_size,
-        )?;
-        self.not_in_other_region(header, range)?;
-        let maximum = raw.maximum_relocation_gpa.min(ADDRESS_LIMIT);
-        self.image.regions.push(Region {
-            place: header.place,
-            range,
-            alignment,
-            limits: MemoryRange::new(raw.minimum_relocation_gpa, maximum),
-            apply_rip: raw.flags & IGVM_VHF_RELOCATABLE_REGION_APPLY_RIP != 0,
-            apply_gdtr: raw.flags & IGVM_VHF_RELOCATABLE_REGION_APPLY_GDTR != 0,
-        });
-        Ok(())
-    }
-
-    fn page_tables(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let mask = |raw: &IGVM_VHS_PAGE_TABLE_RELOCATION| raw.compatibility_mask;
-        let Some(raw) = self.ours(header, mask)? else {
-            return Ok(());
-        };
-        header.reserved(raw.reserved.into())?;
-        expect_vp0(header, raw.vp_index, raw.vtl)?;
-        let range = range(header, raw.gpa, raw.size)?;
-        let (used, most) = (raw.used_size, raw.size);
-        header.aligned("used size", used, PAGE_SIZE)?;
-        header.ensure(used <= most, Reason::Field("used size"), used, AtMost(most))?;
-        self.not_in_other_region(header, range)?;
-        let first = self.image.page_tables.is_none();
-        header.ensure(first, Reason::Overlap, "a second region", "one region")?;
-        let place = header.place;
-        self.image.page_tables = Some(PageTableRegion { place, range, used });
-        Ok(())
-    }
-
-    fn not_in_other_region(
-        &self,
-        header: &Header<'_>,
-        range: MemoryRange,
-    ) -> Result<(), ImageError> {
-        let regions = self.image.regions.iter().map(|r| (r.place, r.range));
-        let tables = self.image.page_tables.iter().map(|t| (t.place, t.range));
-        match regions
-            .chain(tables)
-            .find(|(_, other)| other.overlaps(range))
-        {
-            Some((place, other)) => {
-                header.ensure(false, Reason::Overlap, range, HeaderAt(place, other))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn directive(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        use IgvmVariableHeaderType as T;
+        self.others += 1;
+        let (n, most) = (self.others, MAX_OTHER_HEADERS);
+        header.ensure(n <= most, Reason::TooMany("headers"), n, AtMost(most))?;
         match header.kind {
-            T::IGVM_VHT_PAGE_DATA => self.page_data(header),
+            T::IGVM_VHT_RELOCATABLE_REGION => self.ours(header, Self::region),
+            T::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION => self.ours(header, Self::page_tables),
             T::IGVM_VHT_PARAMETER_AREA => self.parameter_area(header),
-            T::IGVM_VHT_PARAMETER_INSERT => self.parameter_insert(header),
-            T::IGVM_VHT_VP_CONTEXT => self.vp_context(header),
-            T::IGVM_VHT_REQUIRED_MEMORY => self.required_memory(header),
-            T::IGVM_VHT_ERROR_RANGE => self.error_range(header),
+            T::IGVM_VHT_PARAMETER_INSERT => self.ours(header, Self::parameter_insert),
+            T::IGVM_VHT_VP_CONTEXT => self.ours(header, Self::vp_context),
+            T::IGVM_VHT_REQUIRED_MEMORY => self.ours(header, Self::required_memory),
+            T::IGVM_VHT_ERROR_RANGE => self.ours(header, Self::error_range),
             T::IGVM_VHT_VP_COUNT_PARAMETER
             | T::IGVM_VHT_SRAT
             | T::IGVM_VHT_MADT
@@ -347,28 +248,104 @@ impl<'a> Scan<'a> {
             | T::IGVM_VHT_PPTT
             | T::IGVM_VHT_DEVICE_TREE
             | T::IGVM_VHT_ENVIRONMENT_INFO_PARAMETER => self.parameter(header),
-            // The measurement belongs to a signature that this host has nobody to show to.
-            T::IGVM_VHT_VBS_MEASUREMENT => header.structure::<IGVM_VHS_VBS_MEASUREMENT>().map(drop),
-            T::IGVM_VHT_SNP_ID_BLOCK => {
-                self.foreign(header, |raw: &IGVM_VHS_SNP_ID_BLOCK| raw.compatibility_mask)
-            }
+            T::IGVM_VHT_CCA_POLICY => self.ours(header, Self::foreign::<IGVM_VHS_CCA_POLICY>),
+            T::IGVM_VHT_SNP_ID_BLOCK => self.ours(header, Self::foreign::<IGVM_VHS_SNP_ID_BLOCK>),
+            // Policy of isolated platforms; CoRIM document and signature (which have names
+            // only behind a feature of `igvm_defs`), version text and measurement, which
+            // are for whoever attests or reads.
+            T::IGVM_VHT_GUEST_POLICY
+            | T(0x104 | 0x105)
+            | T::IGVM_VHT_VERSION_STRING
+            | T::IGVM_VHT_VBS_MEASUREMENT => Ok(()),
             _ => skip_or_refuse(header),
         }
     }
 
-    fn page_data(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let mask = |raw: &IGVM_VHS_PAGE_DATA| raw.compatibility_mask;
-        let Some(raw) = self.ours(header, mask)? else {
-            return Ok(());
-        };
+    /// Handles a header if it is for our platform.
+    fn ours<T: Masked>(
+        &mut self,
+        header: &Header<'_>,
+        handle: fn(&mut Self, &Header<'_>, T) -> Result,
+    ) -> Result {
+        let raw: T = header.structure()?;
+        match raw.mask() & self.mask {
+            0 => Ok(()),
+            _ => handle(self, header, raw),
+        }
+    }
+
+    /// A header of an isolation technology that this host is not.
+    fn foreign<T>(&mut self, header: &Header<'_>, _: T) -> Result {
+        header.ensure(false, Reason::Platform, "a header for it", PLATFORM)
+    }
+
+    fn region(&mut self, header: &Header<'_>, raw: IGVM_VHS_RELOCATABLE_REGION) -> Result {
+        let (rip, gdtr) = (
+            IGVM_VHF_RELOCATABLE_REGION_APPLY_RIP,
+            IGVM_VHF_RELOCATABLE_REGION_APPLY_GDTR,
+        );
+        let known = IGVM_VHF_RELOCATABLE_REGION_IS_VTL2 | rip | gdtr;
+        header.reserved((raw.flags & !known).into())?;
+        expect_vp0(header, raw.vp_index, raw.vtl)?;
+        let alignment = raw.relocation_alignment;
+        let right = alignment.is_power_of_two() && alignment < ADDRESS_LIMIT;
+        let expected = "a power of two from 0x1000";
+        header.ensure(right, Field("alignment"), alignment, expected)?;
+        header.aligned("alignment", alignment, PAGE_SIZE)?;
+        let (gpa, size) = (raw.relocation_region_gpa, raw.relocation_region_size);
+        let (minimum, maximum) = (raw.minimum_relocation_gpa, raw.maximum_relocation_gpa);
+        header.aligned("region GPA", gpa, alignment)?;
+        header.aligned("minimum GPA", minimum, alignment)?;
+        header.aligned("maximum GPA", maximum, alignment)?;
+        let range = range(header, gpa, size)?;
+        self.not_in_other_region(header, range)?;
+        self.image.regions.push(Region {
+            place: header.place,
+            range,
+            alignment,
+            limits: MemoryRange::new(minimum, maximum.min(ADDRESS_LIMIT)),
+            apply_rip: raw.flags & rip != 0,
+            apply_gdtr: raw.flags & gdtr != 0,
+        });
+        let (n, most) = (self.image.regions.len() as u64, MAX_REGIONS);
+        header.ensure(n <= most, Reason::TooMany("regions"), n, AtMost(most))
+    }
+
+    fn page_tables(&mut self, header: &Header<'_>, raw: IGVM_VHS_PAGE_TABLE_RELOCATION) -> Result {
+        header.reserved(raw.reserved.into())?;
+        expect_vp0(header, raw.vp_index, raw.vtl)?;
+        let range = range(header, raw.gpa, raw.size)?;
+        let (used, most) = (raw.used_size, raw.size);
+        header.aligned("used size", used, PAGE_SIZE)?;
+        header.ensure(used <= most, Field("used size"), used, AtMost(most))?;
+        self.not_in_other_region(header, range)?;
+        let first = self.image.page_tables.is_none();
+        header.ensure(first, Overlap, "a second region", "one region")?;
+        let place = header.place;
+        self.image.page_tables = Some(PageTableRegion { place, range, used });
+        Ok(())
+    }
+
+    fn not_in_other_region(&self, header: &Header<'_>, range: MemoryRange) -> Result {
+        let regions = self.image.regions.iter().map(|r| (r.place, r.range));
+        let tables = self.image.page_tables.iter().map(|t| (t.place, t.range));
+        let mut others = regions.chain(tables);
+        match others.find(|(_, other)| other.overlaps(range)) {
+            Some((place, other)) => header.ensure(false, Overlap, range, HeaderAt(place, other)),
+            None => Ok(()),
+        }
+    }
+
+    fn page_data(&mut self, header: &Header<'_>, raw: IGVM_VHS_PAGE_DATA) -> Result {
         header.reserved(raw.reserved.into())?;
         header.reserved(raw.flags.reserved().into())?;
-        let normal = raw.data_type == IgvmPageDataType::NORMAL;
-        let (n, expected) = (
-            u64::from(raw.data_type.0),
-            "NORMAL, the only type of VSM_ISOLATION",
-        );
-        header.ensure(normal, Reason::Field("page data type"), n, expected)?;
+        // The other types belong to SNP.
+        let data_type = raw.data_type.0.into();
+        header.equal(
+            "page data type",
+            data_type,
+            IgvmPageDataType::NORMAL.0.into(),
+        )?;
         let size = match raw.flags.is_2mb_page() {
             true => LARGE_PAGE,
             false => PAGE_SIZE,
@@ -379,12 +356,7 @@ impl<'a> Scan<'a> {
     }
 
     /// File data, or `None` for zeros.
-    fn data(
-        &self,
-        header: &Header<'_>,
-        offset: u32,
-        size: u64,
-    ) -> Result<Option<&'a [u8]>, ImageError> {
+    fn data(&self, header: &Header<'_>, offset: u32, size: u64) -> Result<Option<&'a [u8]>> {
         match offset {
             0 => Ok(None),
             _ => self.file.data(header, offset, Some(size)).map(Some),
@@ -393,16 +365,11 @@ impl<'a> Scan<'a> {
 
     /// Adds memory that is written. Joins it to the last run if it continues that one
     /// in memory, in the file and in the count of directives.
-    fn run(
-        &mut self,
-        header: &Header<'_>,
-        range: MemoryRange,
-        data: Option<&'a [u8]>,
-    ) -> Result<(), ImageError> {
+    fn run(&mut self, header: &Header<'_>, range: MemoryRange, data: Option<&'a [u8]>) -> Result {
         let region = self.region_of(header, range)?;
-        let previous = self.last_region.replace(region);
+        let previous = core::mem::replace(&mut self.last_region, region);
         if let Some(last) = self.image.runs.last_mut()
-            && previous == Some(region)
+            && previous == region
             && last.kind == header.kind
             && last.kind == IgvmVariableHeaderType::IGVM_VHT_PAGE_DATA
             && last.step == range.size()
@@ -420,8 +387,6 @@ impl<'a> Scan<'a> {
                 return Ok(());
             }
         }
-        let count = self.image.runs.len() as u64 + 1;
-        limit(header, count, MAX_RUNS, "separate pieces of memory")?;
         self.image.runs.push(Run {
             range,
             data,
@@ -429,26 +394,24 @@ impl<'a> Scan<'a> {
             index: header.index,
             step: range.size(),
         });
-        Ok(())
+        let (n, most) = (self.image.runs.len() as u64, MAX_RUNS);
+        header.ensure(n <= most, Reason::TooMany("pieces"), n, AtMost(most))
     }
 
     /// Which region a range belongs to; it must not be partly in one.
-    fn region_of(
-        &self,
-        header: &Header<'_>,
-        range: MemoryRange,
-    ) -> Result<Option<u64>, ImageError> {
+    fn region_of(&self, header: &Header<'_>, range: MemoryRange) -> Result<Option<u64>> {
         let tables = self.image.page_tables.iter().map(|tables| tables.range);
-        let mut regions = tables.chain(self.image.regions.iter().map(|region| region.range));
+        let regions = self.image.regions.iter().map(|region| region.range);
+        let mut regions = tables.chain(regions);
         let Some(region) = regions.find(|region| region.overlaps(range)) else {
             return Ok(None);
         };
-        let reason = Reason::Field("range that is partly in a relocatable region");
+        let reason = Field("range that is partly in a relocatable region");
         header.ensure(region.covers(range), reason, range, Within(region))?;
         Ok(Some(region.start()))
     }
 
-    fn parameter_area(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
+    fn parameter_area(&mut self, header: &Header<'_>) -> Result {
         let raw: IGVM_VHS_PARAMETER_AREA = header.structure()?;
         let size = range(header, 0, raw.number_of_bytes)?.size();
         let area = Area {
@@ -463,28 +426,24 @@ impl<'a> Scan<'a> {
     }
 
     /// The area with this index, if it can still be filled.
-    fn area(&mut self, header: &Header<'_>, index: u32) -> Result<&mut Area<'a>, ImageError> {
+    fn area(&mut self, header: &Header<'_>, index: u32) -> Result<&mut Area<'a>> {
         let expected = "an index that is declared before and not yet inserted";
         let error = Reason::ParameterArea.at(header.place, index, expected);
         let area = self.areas.get_mut(&index);
         area.filter(|area| !area.inserted).ok_or(error)
     }
 
-    fn parameter(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
+    fn parameter(&mut self, header: &Header<'_>) -> Result {
         let raw: IGVM_VHS_PARAMETER = header.structure()?;
         let area = self.area(header, raw.parameter_area_index)?;
         let (offset, most) = (u64::from(raw.byte_offset), area.size - 1);
-        let reason = Reason::Field("offset in the parameter area");
+        let reason = Field("offset in the parameter area");
         header.ensure(offset <= most, reason, offset, AtMost(most))?;
         area.parameters.push((header.place, header.kind, offset));
         Ok(())
     }
 
-    fn parameter_insert(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let mask = |raw: &IGVM_VHS_PARAMETER_INSERT| raw.compatibility_mask;
-        let Some(raw) = self.ours(header, mask)? else {
-            return Ok(());
-        };
+    fn parameter_insert(&mut self, header: &Header<'_>, raw: IGVM_VHS_PARAMETER_INSERT) -> Result {
         let area = self.area(header, raw.parameter_area_index)?;
         area.inserted = true;
         let (size, data) = (area.size, area.data);
@@ -492,7 +451,7 @@ impl<'a> Scan<'a> {
         let range = range(header, raw.gpa, size)?;
         let tables = self.image.page_tables;
         let right = tables.is_none_or(|tables| !tables.range.overlaps(range));
-        let reason = Reason::Field("parameter insert inside the page tables");
+        let reason = Field("parameter insert inside the page tables");
         header.ensure(right, reason, range, "memory outside of their region")?;
         self.run(header, range, data)?;
         let deposits = parameters.into_iter().map(|(place, kind, offset)| Deposit {
@@ -504,11 +463,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn required_memory(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let mask = |raw: &IGVM_VHS_REQUIRED_MEMORY| raw.compatibility_mask;
-        let Some(raw) = self.ours(header, mask)? else {
-            return Ok(());
-        };
+    fn required_memory(&mut self, header: &Header<'_>, raw: IGVM_VHS_REQUIRED_MEMORY) -> Result {
         header.reserved(raw.reserved.into())?;
         header.reserved(raw.flags.reserved().into())?;
         self.image.required.push(Required {
@@ -519,21 +474,13 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn error_range(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let mask = |raw: &IGVM_VHS_ERROR_RANGE| raw.compatibility_mask;
-        match self.ours(header, mask)? {
-            Some(raw) => self.run(header, range(header, raw.gpa, raw.size_bytes.into())?, None),
-            None => Ok(()),
-        }
+    fn error_range(&mut self, header: &Header<'_>, raw: IGVM_VHS_ERROR_RANGE) -> Result {
+        self.run(header, range(header, raw.gpa, raw.size_bytes.into())?, None)
     }
 
-    fn vp_context(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let mask = |raw: &IGVM_VHS_VP_CONTEXT| raw.compatibility_mask;
-        let Some(raw) = self.ours(header, mask)? else {
-            return Ok(());
-        };
+    fn vp_context(&mut self, header: &Header<'_>, raw: IGVM_VHS_VP_CONTEXT) -> Result {
         let first = self.image.context.is_none();
-        header.ensure(first, Reason::Overlap, "a second VP context", "one")?;
+        header.ensure(first, Overlap, "a second VP context", "one")?;
         let context = vp_context::parse(&self.file, header, &raw)?;
         self.image.context = Some((header.place, context));
         Ok(())

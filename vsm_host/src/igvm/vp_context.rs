@@ -5,7 +5,7 @@ use super::error::{ImageError, Reason};
 use super::header::{File, Header};
 use super::scan::VTL2;
 use crate::partition::Gprs;
-use crate::svm::context::PAT_AT_RESET;
+
 use hv_defs::registers::HvRegisterName as Name;
 use hv_defs::vp_context::*;
 use igvm_defs::{IGVM_VHS_VP_CONTEXT, VbsVpContextHeader, VbsVpContextRegister};
@@ -51,7 +51,7 @@ impl InitialContext {
             idtr: table,
             gdtr: table,
             cr0: 0x6000_0010,
-            msr_cr_pat: PAT_AT_RESET,
+            msr_cr_pat: 0x0007_0406_0007_0406,
             ..Default::default()
         };
         Self {
@@ -61,45 +61,39 @@ impl InitialContext {
         }
     }
 
-    /// Sets a register if there is one of this name.
-    fn set(&mut self, name: Name, value: [u8; 16]) -> Option<()> {
-        let state = &mut self.state;
-        let segment = match name {
-            Name::ES => Some(&mut state.es),
-            Name::CS => Some(&mut state.cs),
-            Name::SS => Some(&mut state.ss),
-            Name::DS => Some(&mut state.ds),
-            Name::FS => Some(&mut state.fs),
-            Name::GS => Some(&mut state.gs),
-            Name::LDTR => Some(&mut state.ldtr),
-            Name::TR => Some(&mut state.tr),
-            _ => None,
-        };
-        if let Some(segment) = segment {
-            *segment = zerocopy::transmute!(value);
-            return Some(());
-        }
+    /// Sets a register, if there is one of this name.
+    fn set(&mut self, name: Name, value: [u8; 16]) -> bool {
+        let segment: HvX64SegmentRegister = zerocopy::transmute!(value);
+        let table: HvX64TableRegister = zerocopy::transmute!(value);
         let [low, _]: [u64; 2] = zerocopy::transmute!(value);
-        *match name {
-            Name::IDTR => return Some(state.idtr = zerocopy::transmute!(value)),
-            Name::GDTR => return Some(state.gdtr = zerocopy::transmute!(value)),
-            Name::RIP => &mut state.rip,
-            Name::RFLAGS => &mut state.rflags,
-            Name::CR0 => &mut state.cr0,
-            Name::CR2 => &mut self.cr2,
-            Name::CR3 => &mut state.cr3,
-            Name::CR4 => &mut state.cr4,
-            Name::EFER => &mut state.efer,
-            Name::PAT => &mut state.msr_cr_pat,
+        let state = &mut self.state;
+        match name {
+            Name::ES => state.es = segment,
+            Name::CS => state.cs = segment,
+            Name::SS => state.ss = segment,
+            Name::DS => state.ds = segment,
+            Name::FS => state.fs = segment,
+            Name::GS => state.gs = segment,
+            Name::LDTR => state.ldtr = segment,
+            Name::TR => state.tr = segment,
+            Name::IDTR => state.idtr = table,
+            Name::GDTR => state.gdtr = table,
+            Name::RIP => state.rip = low,
+            Name::RFLAGS => state.rflags = low,
+            Name::CR0 => state.cr0 = low,
+            Name::CR2 => self.cr2 = low,
+            Name::CR3 => state.cr3 = low,
+            Name::CR4 => state.cr4 = low,
+            Name::EFER => state.efer = low,
+            Name::PAT => state.msr_cr_pat = low,
             Name(n) if (Name::RAX.0..=Name::R15.0).contains(&n) => {
-                &mut self.gprs[(n - Name::RAX.0) as usize]
+                self.gprs[(n - Name::RAX.0) as usize] = low;
             }
             // Memory types under nested paging come from the nested page tables and from
             // PAT; the MTRRs stay as the firmware set them for the whole machine.
-            Name(n) if (Name::MTRR_DEF_TYPE.0..=Name::MTRR_LAST.0).contains(&n) => return Some(()),
-            _ => return None,
-        } = low;
-        Some(())
+            Name(n) => return (Name::MTRR_DEF_TYPE.0..=Name::MTRR_LAST.0).contains(&n),
+        }
+        true
     }
 }
 
@@ -126,7 +120,7 @@ pub(crate) fn parse(
         header.equal("VTL of a register", register.vtl.into(), VTL2.into())?;
         header.reserved(register.mbz.iter().map(|byte| u64::from(*byte)).sum())?;
         let expected = "a general purpose, control, segment, table or MTRR register";
-        let known = context.set(name, register.register_value).is_some();
+        let known = context.set(name, register.register_value);
         header.ensure(known, Reason::Register(name), "it", expected)?;
     }
     context.state.rsp = context.gprs[4];

@@ -6,52 +6,23 @@
 //! trait wants port, PCI and timer access for the AML interpreter. Four fixed layouts,
 //! copied once and then checked, are less code than its handler.
 
-use super::IoApic;
-use super::MemoryRange;
-use super::PhysMemory;
-use super::RamRange;
-use super::Unreadable;
+use super::{Cpu, IoApic, MemoryRange, PhysMemory, RamRange, Unreadable};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::fmt;
 use thiserror::Error;
 
 /// Size of the header that every table begins with.
 const HEADER_SIZE: usize = 36;
 /// Longest table that is read: room for a SLIT of 1,000 nodes.
 const MAX_TABLE_SIZE: usize = 1 << 20;
-/// Where the firmware may have left the RSDP.
-const RSDP_AREA: MemoryRange = MemoryRange::new(0xe_0000, 0x10_0000);
-/// Size of the RSDP of ACPI 1.0.
-const RSDP_V1_SIZE: usize = 20;
-/// Size of the RSDP since ACPI 2.0.
-const RSDP_V2_SIZE: usize = 36;
+/// Size of the RSDP of ACPI 1.0 and since 2.0.
+const RSDP_SIZE: [usize; 2] = [20, 36];
 
-/// Four letters that name a table.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Signature(pub [u8; 4]);
-
-impl Signature {
-    const RSDP: Self = Self(*b"RSDP");
-    const RSDT: Self = Self(*b"RSDT");
-    const XSDT: Self = Self(*b"XSDT");
-    const MADT: Self = Self(*b"APIC");
-    const SRAT: Self = Self(*b"SRAT");
-    const SLIT: Self = Self(*b"SLIT");
-    const PPTT: Self = Self(*b"PPTT");
-}
-
-impl fmt::Display for Signature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.escape_ascii())
-    }
-}
-
-impl fmt::Debug for Signature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+const MADT: &str = "APIC";
+const SRAT: &str = "SRAT";
+const MADT_IO_APIC: u8 = 1;
+const SRAT_LOCAL_APIC: u8 = 0;
+const SRAT_MEMORY: u8 = 1;
 
 /// The tables, as the firmware made them. Only the MADT must be there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,12 +45,12 @@ pub enum AcpiError {
     Unreadable(#[from] Unreadable),
     /// A table that must be there.
     #[error("ACPI: found no table {0}, expected one")]
-    Missing(Signature),
+    Missing(&'static str),
     /// A wrong value in a table.
     #[error("ACPI {table}: {field}, found {found:#x}, expected {expected}")]
     Field {
         /// The table.
-        table: Signature,
+        table: &'static str,
         /// Which value.
         field: &'static str,
         /// The value.
@@ -87,222 +58,154 @@ pub enum AcpiError {
         /// What it could be.
         expected: &'static str,
     },
-    /// A structure in a table that is cut off or too short.
-    #[error(
-        "ACPI {table}: structure at offset {offset}, found length {found}, expected {expected}"
-    )]
-    Structure {
-        /// The table.
-        table: Signature,
-        /// Position of the structure.
-        offset: usize,
-        /// Its length.
-        found: usize,
-        /// Length of its type.
-        expected: usize,
-    },
 }
 
-/// What the MADT tells.
+/// What MADT and SRAT tell.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Madt {
-    /// APIC ids of the enabled CPUs, in the order of the table.
-    pub apic_ids: Vec<u32>,
+pub struct Topology {
+    /// The enabled CPUs, sorted by APIC id.
+    pub cpus: Vec<Cpu>,
     /// The IOAPICs.
     pub io_apics: Vec<IoApic>,
-}
-
-/// What the SRAT tells.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Srat {
-    /// APIC id and node of each CPU, sorted.
-    pub cpus: Vec<(u32, u32)>,
     /// Nodes of the RAM.
     pub memory: Vec<RamRange>,
 }
 
-impl Srat {
-    /// The node of a CPU; 0 if the table does not mention it.
-    pub fn node_of_cpu(&self, apic_id: u32) -> u32 {
-        self.cpus
-            .binary_search_by_key(&apic_id, |(id, _)| *id)
-            .map_or(0, |index| self.cpus[index].1)
-    }
-}
-
-/// Finds and copies the tables; `rsdp` 0 means that it has to be searched.
+/// Finds and copies the tables.
 pub fn read_tables(memory: &impl PhysMemory, rsdp: u64) -> Result<AcpiTables, AcpiError> {
-    let address = if rsdp != 0 { rsdp } else { find_rsdp(memory)? };
-    let (signature, entry_size, root) =
-        read_rsdp(memory, address)?.ok_or(AcpiError::Missing(Signature::RSDP))?;
-    let table = read_table(memory, root, signature)?;
+    let (name, entry_size, root) = read_rsdp(memory, rsdp)?;
+    let list = read_table(memory, root, name)?;
     let mut tables = AcpiTables::default();
     let mut madt = None;
-    for entry in table[HEADER_SIZE..].chunks_exact(entry_size) {
+    for entry in list[HEADER_SIZE..].chunks_exact(entry_size) {
         let mut bytes = [0; 8];
         bytes[..entry_size].copy_from_slice(entry);
         let address = u64::from_le_bytes(bytes);
         let mut name = [0; 4];
         memory.read(address, &mut name)?;
-        let signature = Signature(name);
-        let slot = match signature {
-            Signature::MADT => &mut madt,
-            Signature::SRAT => &mut tables.srat,
-            Signature::SLIT => &mut tables.slit,
-            Signature::PPTT => &mut tables.pptt,
+        let (name, slot) = match &name {
+            b"APIC" => (MADT, &mut madt),
+            b"SRAT" => (SRAT, &mut tables.srat),
+            b"SLIT" => ("SLIT", &mut tables.slit),
+            b"PPTT" => ("PPTT", &mut tables.pptt),
             _ => continue,
         };
-        // The first one counts.
-        if slot.is_none() {
-            *slot = Some(read_table(memory, address, signature)?);
-        }
+        *slot = Some(read_table(memory, address, name)?);
     }
-    tables.madt = madt.ok_or(AcpiError::Missing(Signature::MADT))?;
+    tables.madt = madt.ok_or(AcpiError::Missing(MADT))?;
     Ok(tables)
 }
 
-/// Reads a MADT that [`read_tables`] has copied.
-pub fn parse_madt(table: &[u8]) -> Result<Madt, AcpiError> {
-    let mut madt = Madt::default();
-    for structure in structures(Signature::MADT, table) {
+/// Reads the copied MADT and SRAT. What the SRAT does not mention is on node 0.
+pub fn topology(tables: &AcpiTables) -> Result<Topology, AcpiError> {
+    let mut topology = Topology::default();
+    for structure in structures(MADT, &tables.madt) {
         let structure = structure?;
-        madt.apic_ids.extend(structure.enabled_cpu()?);
+        topology
+            .cpus
+            .extend(structure.cpu()?.filter(|_| structure.cpu_is_enabled()));
         if structure.kind == MADT_IO_APIC {
             let body = structure.sized(12)?;
-            madt.io_apics.push(IoApic {
-                address: read_u32(body, 4),
-                gsi_base: read_u32(body, 8),
-            });
+            let (address, gsi_base) = (read_u32(body, 4), read_u32(body, 8));
+            topology.io_apics.push(IoApic { address, gsi_base });
         }
     }
-    Ok(madt)
-}
-
-/// Reads a SRAT that [`read_tables`] has copied.
-pub fn parse_srat(table: &[u8]) -> Result<Srat, AcpiError> {
-    let mut srat = Srat::default();
-    for structure in structures(Signature::SRAT, table) {
+    topology.cpus.sort_unstable();
+    topology.cpus.dedup();
+    for structure in structures(SRAT, tables.srat.as_deref().unwrap_or_default()) {
         let structure = structure?;
-        let body = structure.bytes;
-        if let Some(apic_id) = structure.enabled_cpu()? {
-            let node = match structure.kind {
-                SRAT_LOCAL_APIC => u32::from_le_bytes([body[2], body[9], body[10], body[11]]),
-                _ => read_u32(body, 4),
-            };
-            srat.cpus.push((apic_id, node));
+        if let Some(cpu) = structure.cpu()?.filter(|_| structure.cpu_is_enabled()) {
+            let found = topology
+                .cpus
+                .binary_search_by_key(&cpu.apic_id, |cpu| cpu.apic_id);
+            if let Ok(index) = found {
+                topology.cpus[index] = cpu;
+            }
         } else if structure.kind == SRAT_MEMORY {
             let body = structure.sized(40)?;
             let range = MemoryRange::with_size(read_u64(body, 8), read_u64(body, 16));
-            let node = read_u32(body, 2);
-            let enabled = body[28] & 1 != 0;
-            let affinity = range
+            let (enabled, node) = (body[28] & 1 != 0, read_u32(body, 2));
+            let ram = range
                 .filter(|_| enabled)
                 .map(|range| RamRange { range, node });
-            srat.memory.extend(affinity);
+            topology.memory.extend(ram);
         }
     }
-    srat.cpus.sort_unstable();
-    Ok(srat)
+    Ok(topology)
 }
 
 /// Takes a CPU out of a copied MADT or SRAT by clearing its enabled bit.
 pub fn disable_cpu(table: &mut [u8], apic_id: u32) {
-    let signature = Signature(table.first_chunk().copied().unwrap_or_default());
-    let flags: Vec<usize> = structures(signature, table)
-        .filter_map(|structure| {
-            let structure = structure.ok()?;
-            let (id, flags) = structure.cpu().ok()??;
-            (id == apic_id).then_some(structure.offset + flags)
-        })
-        .collect();
-    for position in flags {
+    let name = if table.starts_with(b"SRAT") {
+        SRAT
+    } else {
+        MADT
+    };
+    let flags = structures(name, table).find_map(|structure| {
+        let structure = structure.ok()?;
+        let cpu = structure.cpu().ok()??;
+        (cpu.apic_id == apic_id).then_some(structure.offset + structure.cpu_flags())
+    });
+    if let Some(position) = flags {
         table[position] &= !1;
-    }
-    if let Some(checksum) = table.get(9).copied() {
-        table[9] = checksum.wrapping_sub(sum(table));
+        table[9] = table[9].wrapping_sub(sum(table));
     }
 }
 
-const MADT_LOCAL_APIC: u8 = 0;
-const MADT_IO_APIC: u8 = 1;
-const MADT_LOCAL_X2APIC: u8 = 9;
-const SRAT_LOCAL_APIC: u8 = 0;
-const SRAT_MEMORY: u8 = 1;
-const SRAT_LOCAL_X2APIC: u8 = 2;
-
-fn find_rsdp(memory: &impl PhysMemory) -> Result<u64, AcpiError> {
-    let last = RSDP_AREA.end() - RSDP_V2_SIZE as u64;
-    for address in (RSDP_AREA.start()..=last).step_by(16) {
-        if read_rsdp(memory, address)?.is_some() {
-            return Ok(address);
-        }
-    }
-    Err(AcpiError::Missing(Signature::RSDP))
-}
-
-/// Name, size of an entry and address of the list of tables that the RSDP at `address`
-/// points to; `None` if there is no RSDP.
+/// Name, size of an entry and address of the list of tables that the RSDP points to.
 fn read_rsdp(
     memory: &impl PhysMemory,
     address: u64,
-) -> Result<Option<(Signature, usize, u64)>, AcpiError> {
-    let mut v1 = [0; RSDP_V1_SIZE];
-    memory.read(address, &mut v1)?;
-    if &v1[..8] != b"RSD PTR " || sum(&v1) != 0 {
-        return Ok(None);
+) -> Result<(&'static str, usize, u64), AcpiError> {
+    let mut rsdp = [0; RSDP_SIZE[1]];
+    memory.read(address, &mut rsdp)?;
+    if !rsdp.starts_with(b"RSD PTR ") || sum(&rsdp[..RSDP_SIZE[0]]) != 0 {
+        return Err(AcpiError::Missing("RSDP"));
     }
-    if v1[15] >= 2 {
-        let mut v2 = [0; RSDP_V2_SIZE];
-        memory.read(address, &mut v2)?;
-        let xsdt = read_u64(&v2, 24);
-        if sum(&v2) == 0 && xsdt != 0 {
-            return Ok(Some((Signature::XSDT, 8, xsdt)));
-        }
+    let xsdt = read_u64(&rsdp, 24);
+    if rsdp[15] >= 2 && sum(&rsdp) == 0 && xsdt != 0 {
+        return Ok(("XSDT", 8, xsdt));
     }
-    Ok(Some((Signature::RSDT, 4, read_u32(&v1, 16).into())))
+    Ok(("RSDT", 4, read_u32(&rsdp, 16).into()))
 }
 
 /// Copies a table and checks its name, length and checksum.
 fn read_table(
     memory: &impl PhysMemory,
     address: u64,
-    signature: Signature,
+    table: &'static str,
 ) -> Result<Vec<u8>, AcpiError> {
+    let wrong = |field, found, expected| wrong(table, field, found, expected);
     let mut header = [0; HEADER_SIZE];
     memory.read(address, &mut header)?;
-    let wrong = |field, found, expected| AcpiError::Field {
-        table: signature,
-        field,
-        found,
-        expected,
-    };
-    if header[..4] != signature.0 {
+    if !header.starts_with(table.as_bytes()) {
         return Err(wrong("signature at address", address, "the table's name"));
     }
     let length = read_u32(&header, 4) as usize;
-    if !(HEADER_SIZE + fixed_part(signature)..=MAX_TABLE_SIZE).contains(&length) {
+    if !(structures_offset(table)..=MAX_TABLE_SIZE).contains(&length) {
         return Err(wrong("length", length as u64, "its header to 1 MiB"));
     }
-    let mut table = vec![0; length];
-    memory.read(address, &mut table)?;
-    match sum(&table) {
-        0 => Ok(table),
-        found => Err(wrong("sum of all bytes", found.into(), "0")),
+    let mut bytes = vec![0; length];
+    memory.read(address, &mut bytes)?;
+    match sum(&bytes) {
+        0 => Ok(bytes),
+        n => Err(wrong("sum of all bytes", n.into(), "0")),
     }
 }
 
-/// Bytes between the header of a table and its first structure.
-fn fixed_part(signature: Signature) -> usize {
-    match signature {
-        Signature::MADT => 8,
-        Signature::SRAT => 12,
-        _ => 0,
-    }
+/// Where the structures of a table begin.
+fn structures_offset(table: &'static str) -> usize {
+    HEADER_SIZE
+        + match table {
+            MADT => 8,
+            SRAT => 12,
+            _ => 0,
+        }
 }
 
 /// A type-length-value structure of the MADT or SRAT.
 struct Structure<'a> {
-    table: Signature,
+    table: &'static str,
     kind: u8,
     offset: usize,
     bytes: &'a [u8],
@@ -310,63 +213,91 @@ struct Structure<'a> {
 
 impl<'a> Structure<'a> {
     /// Its bytes, if there are as many as its type needs.
-    fn sized(&self, expected: usize) -> Result<&'a [u8], AcpiError> {
-        if self.bytes.len() >= expected {
+    fn sized(&self, needed: usize) -> Result<&'a [u8], AcpiError> {
+        let length = self.bytes.len();
+        if length >= needed {
             return Ok(self.bytes);
         }
-        Err(AcpiError::Structure {
-            table: self.table,
-            offset: self.offset,
-            found: self.bytes.len(),
-            expected,
-        })
+        Err(wrong(
+            self.table,
+            "length of a structure",
+            length as u64,
+            "the length of its type",
+        ))
     }
 
-    /// APIC id of the CPU that it describes, and where its flags are.
-    fn cpu(&self) -> Result<Option<(u32, usize)>, AcpiError> {
+    /// The CPU that it describes. In a MADT there is no node.
+    fn cpu(&self) -> Result<Option<Cpu>, AcpiError> {
+        let cpu = |apic_id, node| Some(Cpu { apic_id, node });
         Ok(match (self.table, self.kind) {
-            (Signature::MADT, MADT_LOCAL_APIC) => Some((self.sized(8)?[3].into(), 4)),
-            (Signature::MADT, MADT_LOCAL_X2APIC) => Some((read_u32(self.sized(16)?, 4), 8)),
-            (Signature::SRAT, SRAT_LOCAL_APIC) => Some((self.sized(16)?[3].into(), 4)),
-            (Signature::SRAT, SRAT_LOCAL_X2APIC) => Some((read_u32(self.sized(24)?, 8), 12)),
+            (MADT, 0) => cpu(self.sized(8)?[3].into(), 0),
+            (MADT, 9) => cpu(read_u32(self.sized(16)?, 4), 0),
+            (SRAT, SRAT_LOCAL_APIC) => {
+                let body = self.sized(16)?;
+                let node = u32::from_le_bytes([body[2], body[9], body[10], body[11]]);
+                cpu(body[3].into(), node)
+            }
+            (SRAT, 2) => cpu(read_u32(self.sized(24)?, 8), read_u32(self.bytes, 4)),
             _ => None,
         })
     }
 
-    /// The same, only if the CPU is enabled.
-    fn enabled_cpu(&self) -> Result<Option<u32>, AcpiError> {
-        let enabled = |(_, flags): &(u32, usize)| self.bytes[*flags] & 1 != 0;
-        Ok(self.cpu()?.filter(enabled).map(|(id, _)| id))
+    /// Where the flags of a CPU are; [`Self::cpu`] has checked the length.
+    fn cpu_flags(&self) -> usize {
+        match (self.table, self.kind) {
+            (_, SRAT_LOCAL_APIC) => 4,
+            (MADT, _) => 8,
+            _ => 12,
+        }
+    }
+
+    fn cpu_is_enabled(&self) -> bool {
+        self.bytes[self.cpu_flags()] & 1 != 0
     }
 }
 
-fn structures(
-    signature: Signature,
-    table: &[u8],
-) -> impl Iterator<Item = Result<Structure<'_>, AcpiError>> {
-    let mut offset = HEADER_SIZE + fixed_part(signature);
+/// The structures of a table, up to the first that is cut off.
+fn structures<'a>(
+    table: &'static str,
+    bytes: &'a [u8],
+) -> impl Iterator<Item = Result<Structure<'a>, AcpiError>> {
+    let mut offset = structures_offset(table);
     core::iter::from_fn(move || {
-        let rest = table.get(offset..).filter(|rest| !rest.is_empty())?;
+        let rest = bytes.get(offset..).filter(|rest| !rest.is_empty())?;
         let length = usize::from(rest.get(1).copied().unwrap_or(0));
-        let Some(bytes) = rest.get(..length).filter(|bytes| bytes.len() >= 2) else {
-            let error = AcpiError::Structure {
-                table: signature,
-                offset,
-                found: length,
-                expected: 2,
-            };
-            offset = table.len();
-            return Some(Err(error));
+        let Some(body) = rest.get(..length).filter(|body| body.len() >= 2) else {
+            offset = bytes.len();
+            let expected = "2 or more and within the table";
+            return Some(Err(wrong(
+                table,
+                "length of a structure",
+                length as u64,
+                expected,
+            )));
         };
-        let structure = Structure {
-            table: signature,
-            kind: rest[0],
-            offset,
-            bytes,
-        };
+        let (kind, at) = (rest[0], offset);
         offset += length;
-        Some(Ok(structure))
+        Some(Ok(Structure {
+            table,
+            kind,
+            offset: at,
+            bytes: body,
+        }))
     })
+}
+
+fn wrong(
+    table: &'static str,
+    field: &'static str,
+    found: u64,
+    expected: &'static str,
+) -> AcpiError {
+    AcpiError::Field {
+        table,
+        field,
+        found,
+        expected,
+    }
 }
 
 /// Sum of all bytes, 0 for a right table.

@@ -9,17 +9,12 @@ pub mod acpi;
 pub mod pvh;
 mod range;
 
-pub use range::MemoryRange;
-pub use range::PAGE_SIZE;
-pub use range::normalize;
-pub use range::subtract;
+pub use range::{MemoryRange, PAGE_SIZE, normalize, subtract};
 
-use acpi::AcpiError;
-use acpi::AcpiTables;
+use acpi::{AcpiError, AcpiTables};
 use alloc::vec;
 use alloc::vec::Vec;
-use pvh::MemoryKind;
-use pvh::MemoryMapEntry;
+use pvh::{MemoryKind, MemoryMapEntry};
 use thiserror::Error;
 
 /// End of the addresses below which a PC has its devices of old.
@@ -48,7 +43,7 @@ pub struct Unreadable {
 pub struct Firmware<'a> {
     /// The firmware's memory map.
     pub memory_map: &'a [MemoryMapEntry],
-    /// Address of the RSDP; 0: search for it.
+    /// Address of the ACPI RSDP.
     pub rsdp: u64,
     /// Memory that the host keeps for ever.
     pub own: &'a [MemoryRange],
@@ -158,39 +153,23 @@ pub fn discover(
     firmware: &Firmware<'_>,
 ) -> Result<MachineInfo, PlatformError> {
     let tables = acpi::read_tables(memory, firmware.rsdp)?;
-    let madt = acpi::parse_madt(&tables.madt)?;
-    let srat = match &tables.srat {
-        Some(table) => acpi::parse_srat(table)?,
-        None => acpi::Srat::default(),
-    };
-    let mut cpus: Vec<Cpu> = madt
-        .apic_ids
-        .iter()
-        .map(|&apic_id| Cpu {
-            apic_id,
-            node: srat.node_of_cpu(apic_id),
-        })
-        .collect();
-    cpus.sort_unstable();
-    cpus.dedup_by_key(|cpu| cpu.apic_id);
-    if !cpus.iter().any(|cpu| cpu.apic_id == firmware.bsp_apic_id) {
-        return Err(PlatformError::BspMissing {
-            apic_id: firmware.bsp_apic_id,
-        });
+    let topology = acpi::topology(&tables)?;
+    let apic_id = firmware.bsp_apic_id;
+    if !topology.cpus.iter().any(|cpu| cpu.apic_id == apic_id) {
+        return Err(PlatformError::BspMissing { apic_id });
     }
     let ram = usable_ram(firmware);
     if ram.is_empty() {
         return Err(PlatformError::NoRam);
     }
-    let mmio = mmio_gaps(firmware);
     Ok(MachineInfo {
-        cpus,
-        bsp_apic_id: firmware.bsp_apic_id,
-        ram: split_by_node(ram, &srat),
+        cpus: topology.cpus,
+        bsp_apic_id: apic_id,
+        ram: split_by_node(ram, &topology.memory),
         own: firmware.own.to_vec(),
         busy: firmware.busy.to_vec(),
-        io_apics: madt.io_apics,
-        mmio,
+        io_apics: topology.io_apics,
+        mmio: mmio_gaps(firmware),
         tables,
         entropy: firmware.entropy.to_vec(),
         com3: firmware.com3,
@@ -199,77 +178,58 @@ pub fn discover(
 
 /// Whole pages of RAM that neither the firmware nor the host wants.
 fn usable_ram(firmware: &Firmware<'_>) -> Vec<MemoryRange> {
-    let entries = |is_ram: bool| {
-        firmware
-            .memory_map
-            .iter()
-            .filter(move |entry| (entry.kind == MemoryKind::RAM) == is_ram)
-            .map(|entry| entry.range)
-    };
-    let mut ram: Vec<MemoryRange> = entries(true).map(MemoryRange::whole_pages).collect();
-    normalize(&mut ram);
-    for taken in entries(false).chain(firmware.own.iter().copied()) {
+    let is_ram = |entry: &&MemoryMapEntry| entry.kind == MemoryKind::RAM;
+    let map = firmware.memory_map.iter();
+    let mut ram = map
+        .clone()
+        .filter(is_ram)
+        .map(|entry| entry.range.whole_pages())
+        .collect();
+    let taken = map.filter(|entry| !is_ram(entry)).map(|entry| entry.range);
+    for taken in taken.chain(firmware.own.iter().copied()) {
         subtract(&mut ram, taken);
     }
-    for range in &mut ram {
-        *range = range.whole_pages();
-    }
+    let mut ram = ram.into_iter().map(MemoryRange::whole_pages).collect();
     normalize(&mut ram);
     ram
 }
 
-/// Cuts RAM where the node changes. RAM that no table mentions is on node 0.
-fn split_by_node(ram: Vec<MemoryRange>, srat: &acpi::Srat) -> Vec<RamRange> {
-    let mut unassigned = ram;
-    let mut assigned = Vec::new();
-    for affinity in &srat.memory {
-        let node_range = affinity.range.whole_pages();
-        assigned.extend(
-            unassigned
-                .iter()
-                .map(|range| range.intersection(node_range))
-                .filter(|range| !range.is_empty())
-                .map(|range| RamRange {
-                    range,
-                    node: affinity.node,
-                }),
-        );
-        subtract(&mut unassigned, node_range);
+/// Cuts RAM where the node changes.
+fn split_by_node(mut unassigned: Vec<MemoryRange>, nodes: &[RamRange]) -> Vec<RamRange> {
+    let mut ram = Vec::new();
+    for &RamRange { range, node } in nodes {
+        let parts = unassigned
+            .iter()
+            .map(|part| part.intersection(range.whole_pages()));
+        let parts = parts.filter(|range| !range.is_empty());
+        ram.extend(parts.map(|range| RamRange { range, node }));
+        subtract(&mut unassigned, range.whole_pages());
     }
-    assigned.extend(
+    ram.extend(
         unassigned
             .into_iter()
             .map(|range| RamRange { range, node: 0 }),
     );
-    assigned.sort_unstable();
-    assigned
+    ram.sort_unstable();
+    ram
 }
 
 /// Room for devices: below the chipset's registers, and above all RAM.
 fn mmio_gaps(firmware: &Firmware<'_>) -> [MemoryRange; 2] {
-    const GIB: u64 = 1 << 30;
-    let limit = 1u64 << firmware.physical_address_bits.min(52);
-    let ram_end = firmware
-        .memory_map
-        .iter()
-        .filter(|entry| entry.kind == MemoryKind::RAM)
-        .map(|entry| entry.range.end())
-        .filter(|end| *end <= limit)
-        .fold(FOUR_GIB, u64::max);
-    [
-        MemoryRange::new(1 << 20, CHIPSET_MMIO),
-        MemoryRange::new(ram_end.next_multiple_of(GIB), limit),
-    ]
-    .map(|gap| {
+    let is_ram = |entry: &&MemoryMapEntry| entry.kind == MemoryKind::RAM;
+    let map = firmware.memory_map.iter();
+    let ram_end = map.clone().filter(is_ram).map(|entry| entry.range.end());
+    let ram_end = ram_end.fold(FOUR_GIB, u64::max);
+    let limit = 1 << firmware.physical_address_bits.min(52);
+    let below = MemoryRange::new(1 << 20, CHIPSET_MMIO);
+    [below, MemoryRange::new(ram_end, limit)].map(|gap| {
         let mut holes = vec![gap];
-        for entry in firmware.memory_map {
-            subtract(&mut holes, entry.range);
-        }
+        map.clone()
+            .for_each(|entry| subtract(&mut holes, entry.range));
+        let holes = holes.into_iter().map(MemoryRange::whole_pages);
         holes
-            .into_iter()
-            .map(MemoryRange::whole_pages)
             .max_by_key(|hole| hole.size())
-            .unwrap_or(MemoryRange::new(gap.end(), gap.end()))
+            .unwrap_or(MemoryRange::new(0, 0))
     })
 }
 

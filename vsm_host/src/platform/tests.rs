@@ -58,6 +58,20 @@ pub(crate) fn madt(count: u8) -> Vec<u8> {
     table(b"APIC", &body)
 }
 
+/// APIC ids of a MADT.
+pub(crate) fn apic_ids(madt: Vec<u8>) -> Vec<u32> {
+    let tables = AcpiTables {
+        madt,
+        ..AcpiTables::default()
+    };
+    topology(&tables)
+        .unwrap()
+        .cpus
+        .iter()
+        .map(|cpu| cpu.apic_id)
+        .collect()
+}
+
 /// CPU 1 and x2APIC CPU 3 are on node 1, as is RAM from 256 MiB.
 fn srat() -> Vec<u8> {
     let mut body = vec![0; 12];
@@ -135,7 +149,7 @@ fn firmware(memory_map: &[MemoryMapEntry]) -> Firmware<'_> {
     const OWN: &[MemoryRange] = &[MemoryRange::new(112 * MIB, 128 * MIB)];
     Firmware {
         memory_map,
-        rsdp: 0,
+        rsdp: RSDP as u64,
         own: OWN,
         busy: &[],
         bsp_apic_id: 0,
@@ -232,9 +246,12 @@ fn broken_tables_are_refused_by_name() {
     );
     assert!(spoilt(6, 0xff, false).contains("ACPI APIC: length, found 0xff00"));
     // The first structure claims no length, a length behind the end, a short one.
-    assert!(spoilt(45, 0, true).contains("structure at offset 44, found length 0"));
-    assert!(spoilt(45, 200, true).contains("found length 200"));
-    assert!(spoilt(45, 4, true).contains("found length 4, expected 8"));
+    assert!(spoilt(45, 0, true).contains("length of a structure, found 0x0, expected 2 or more"));
+    assert!(spoilt(45, 200, true).contains("length of a structure, found 0xc8"));
+    assert!(
+        spoilt(45, 4, true)
+            .contains("length of a structure, found 0x4, expected the length of its type")
+    );
     assert_eq!(
         error(&memory(true, &[srat()])),
         "ACPI: found no table APIC, expected one"
@@ -264,11 +281,22 @@ fn a_cpu_can_be_taken_out_of_the_tables() {
     disable_cpu(&mut table, 0);
     disable_cpu(&mut table, 3);
     assert_eq!(sum(&table), 0);
-    assert_eq!(parse_madt(&table).unwrap().apic_ids, [1, 2]);
+    assert_eq!(apic_ids(table), [1, 2]);
     let mut table = srat();
     disable_cpu(&mut table, 1);
     assert_eq!(sum(&table), 0);
-    assert_eq!(parse_srat(&table).unwrap().cpus, [(3, 1)]);
+    let tables = AcpiTables {
+        madt: madt(4),
+        srat: Some(table),
+        ..AcpiTables::default()
+    };
+    let nodes: Vec<_> = topology(&tables)
+        .unwrap()
+        .cpus
+        .iter()
+        .map(|cpu| cpu.node)
+        .collect();
+    assert_eq!(nodes, [0, 0, 0, 1]);
     disable_cpu(&mut [], 0);
 }
 
@@ -351,8 +379,8 @@ proptest! {
             }
         }
         for table in &tables {
-            let _ = parse_madt(table);
-            let _ = parse_srat(table);
+            let tables = AcpiTables { madt: table.clone(), srat: Some(table.clone()), ..AcpiTables::default() };
+            let _ = topology(&tables);
             disable_cpu(&mut table.clone(), 1);
         }
         let _ = discover(&memory(true, &tables), &firmware(&memory_map()));

@@ -162,7 +162,7 @@ fn wrong_page_data_is_refused() {
             2,
             20,
             vec![2],
-            "directive 3 (PageData): page data type, found 2, expected NORMAL",
+            "directive 3 (PageData): page data type, found 2, expected 0",
         ),
         (2, 22, vec![2], "directive 3 (PageData): reserved field"),
     ] {
@@ -554,7 +554,7 @@ fn more_than_the_host_can_keep_is_refused() {
     raw.headers.splice(1..1, vec![text; 5000]);
     assert_refused(
         &raw.bytes(),
-        "too many headers beside PageData, found 0x1001, expected at most 0x1000",
+        "too many headers, found 0x1001, expected at most 0x1000",
     );
 }
 
