@@ -165,7 +165,7 @@ fn start_vp_0(partition: &Partition, plan: &LoadPlan<'_>) {
     context.cr2 = initial.cr2;
     partition
         .enable_vp_vtl(0, Vtl::PARAVISOR)
-        .and_then(|()| partition.start_vp(0, Vtl::PARAVISOR, context, &cpu::processor()))
+        .and_then(|()| partition.start_vp(0, Vtl::PARAVISOR, context, &Physical))
         .unwrap_or_else(|error| panic!("VP 0: {error:?}"));
 }
 

@@ -12,7 +12,6 @@ use core::arch::x86_64::__cpuid_count;
 use core::arch::{asm, global_asm};
 use core::fmt;
 use vsm_host::cpuid::Registers;
-use vsm_host::guest_memory::RamAccess;
 use vsm_host::log_text;
 use vsm_host::partition::{Gprs, Next, Partition, Processor, Vp};
 use vsm_host::svm::vmcb;
@@ -35,20 +34,7 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Registers {
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
-/// The processor as the partition sees it.
-struct ThisCpu;
-
-impl RamAccess for ThisCpu {
-    fn read_ram(&self, address: u64, out: &mut [u8]) {
-        Physical.read_ram(address, out);
-    }
-
-    fn write_ram(&self, address: u64, data: &[u8]) {
-        Physical.write_ram(address, data);
-    }
-}
-
-impl Processor for ThisCpu {
+impl Processor for Physical {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> Registers {
         cpuid(leaf, subleaf)
     }
@@ -109,7 +95,7 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
         // stay so; VM_HSAVE_PA is set; the nested page table keeps the VTL out of all
         // memory that Rust knows of. `run_vp` preserves what the ABI demands.
         unsafe { run_vp(&mut vp.gprs, vmcb, host_address) };
-        match partition.handle_exit(&mut vp, &ThisCpu) {
+        match partition.handle_exit(&mut vp, &Physical) {
             Next::Resume => {}
             Next::End(reason) => {
                 exit::claim();
@@ -120,39 +106,24 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
     }
 }
 
-/// Starts VP 0 in VTL2, from any CPU of the host.
-pub(crate) fn processor() -> impl Processor {
-    ThisCpu
-}
-
 global_asm!(
     r#"
     .section .text.run_vp, "ax", @progbits
     .globl run_vp
     // rdi: general-purpose registers, by number; rsi: block of the VP; rdx: of the host.
 run_vp:
-    pushq   %rbx
-    pushq   %rbp
-    pushq   %r12
-    pushq   %r13
-    pushq   %r14
-    pushq   %r15
-    pushq   %rdx
-    pushq   %rdi
+    .irp register, rbx, rbp, r12, r13, r14, r15, rdx, rdi
+    pushq   %\register
+    .endr
     movq    %rsi, %rax
     movq    8(%rdi), %rcx
     movq    16(%rdi), %rdx
     movq    24(%rdi), %rbx
     movq    40(%rdi), %rbp
     movq    48(%rdi), %rsi
-    movq    64(%rdi), %r8
-    movq    72(%rdi), %r9
-    movq    80(%rdi), %r10
-    movq    88(%rdi), %r11
-    movq    96(%rdi), %r12
-    movq    104(%rdi), %r13
-    movq    112(%rdi), %r14
-    movq    120(%rdi), %r15
+    .irp number, 8, 9, 10, 11, 12, 13, 14, 15
+    movq    8*\number(%rdi), %r\number
+    .endr
     movq    56(%rdi), %rdi
     vmload  %rax
     vmrun   %rax
@@ -164,25 +135,17 @@ run_vp:
     movq    %rbx, 24(%rdi)
     movq    %rbp, 40(%rdi)
     movq    %rsi, 48(%rdi)
-    movq    %r8, 64(%rdi)
-    movq    %r9, 72(%rdi)
-    movq    %r10, 80(%rdi)
-    movq    %r11, 88(%rdi)
-    movq    %r12, 96(%rdi)
-    movq    %r13, 104(%rdi)
-    movq    %r14, 112(%rdi)
-    movq    %r15, 120(%rdi)
+    .irp number, 8, 9, 10, 11, 12, 13, 14, 15
+    movq    %r\number, 8*\number(%rdi)
+    .endr
     popq    %rcx
     movq    %rcx, 56(%rdi)
     movq    8(%rsp), %rax
     vmload  %rax
     addq    $16, %rsp
-    popq    %r15
-    popq    %r14
-    popq    %r13
-    popq    %r12
-    popq    %rbp
-    popq    %rbx
+    .irp register, r15, r14, r13, r12, rbp, rbx
+    popq    %\register
+    .endr
     cld
     ret
 "#,

@@ -33,11 +33,6 @@ struct Frame {
     ss: u64,
 }
 
-const REGISTER_NAMES: [&str; 15] = [
-    "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx", "rcx", "rbx",
-    "rax",
-];
-
 /// Bytes from one stub to the next.
 const STUB_SIZE: u64 = 16;
 
@@ -51,40 +46,28 @@ unsafe extern "C" {
 /// Makes this CPU use the host's table.
 pub(crate) fn load() {
     static TABLE: Once<InterruptDescriptorTable> = Once::new();
-    TABLE
-        .call_once(|| {
-            let stub =
-                |vector: u64| VirtAddr::from_ptr(&raw const exception_stubs) + vector * STUB_SIZE;
-            let mut table = InterruptDescriptorTable::new();
-            // SAFETY: every address is the entry of a stub below that saves what it uses
-            // and expects the frame of its vector (with or without an error code).
-            unsafe {
-                table.divide_error.set_handler_addr(stub(0));
-                table.debug.set_handler_addr(stub(1));
-                table
-                    .non_maskable_interrupt
-                    .set_handler_addr(VirtAddr::from_ptr(&raw const nmi_entry));
-                table.breakpoint.set_handler_addr(stub(3));
-                table.overflow.set_handler_addr(stub(4));
-                table.bound_range_exceeded.set_handler_addr(stub(5));
-                table.invalid_opcode.set_handler_addr(stub(6));
-                table.device_not_available.set_handler_addr(stub(7));
-                table.double_fault.set_handler_addr(stub(8));
-                table.invalid_tss.set_handler_addr(stub(10));
-                table.segment_not_present.set_handler_addr(stub(11));
-                table.stack_segment_fault.set_handler_addr(stub(12));
-                table.general_protection_fault.set_handler_addr(stub(13));
-                table.page_fault.set_handler_addr(stub(14));
-                table.x87_floating_point.set_handler_addr(stub(16));
-                table.alignment_check.set_handler_addr(stub(17));
-                table.machine_check.set_handler_addr(stub(18));
-                table.simd_floating_point.set_handler_addr(stub(19));
-                table.vmm_communication_exception.set_handler_addr(stub(29));
-                table.security_exception.set_handler_addr(stub(30));
-            }
-            table
-        })
-        .load();
+    let address = |symbol: &u8| VirtAddr::from_ptr(&raw const *symbol);
+    let fill = || {
+        let mut table = InterruptDescriptorTable::new();
+        /// Sets one handler per line of the list.
+        macro_rules! stubs {
+            ($($vector:literal $name:ident)*) => {
+                // SAFETY: every address is the entry of a stub below that saves what it
+                // uses and expects the frame of its vector (with or without error code).
+                unsafe {
+                    $(table.$name.set_handler_addr(address(&exception_stubs) + $vector * STUB_SIZE);)*
+                    table.non_maskable_interrupt.set_handler_addr(address(&nmi_entry));
+                }
+            };
+        }
+        stubs!(0 divide_error 1 debug 3 breakpoint 4 overflow 5 bound_range_exceeded
+            6 invalid_opcode 7 device_not_available 8 double_fault 10 invalid_tss
+            11 segment_not_present 12 stack_segment_fault 13 general_protection_fault
+            14 page_fault 16 x87_floating_point 17 alignment_check 18 machine_check
+            19 simd_floating_point 29 vmm_communication_exception 30 security_exception);
+        table
+    };
+    TABLE.call_once(fill).load();
 }
 
 /// How a CPU without work waits for the NMI that brings some. GIF is clear outside of
@@ -123,21 +106,10 @@ extern "C" fn host_exception(frame: &Frame) -> ! {
         frame.rsp,
         Cr2::read_raw()
     );
-    for (names, values) in REGISTER_NAMES.chunks(5).zip(frame.registers.chunks(5)) {
-        log!(
-            "  {} {:#x} {} {:#x} {} {:#x} {} {:#x} {} {:#x}",
-            names[0],
-            values[0],
-            names[1],
-            values[1],
-            names[2],
-            values[2],
-            names[3],
-            values[3],
-            names[4],
-            values[4]
-        );
-    }
+    log!(
+        "  r15 to r8, rbp, rdi, rsi, rdx, rcx, rbx, rax: {:x?}",
+        frame.registers
+    );
     exit::end(ExitReason::HostError)
 }
 
@@ -161,21 +133,9 @@ exception_stubs:
     .endr
 
 exception_common:
-    pushq   %rax
-    pushq   %rbx
-    pushq   %rcx
-    pushq   %rdx
-    pushq   %rsi
-    pushq   %rdi
-    pushq   %rbp
-    pushq   %r8
-    pushq   %r9
-    pushq   %r10
-    pushq   %r11
-    pushq   %r12
-    pushq   %r13
-    pushq   %r14
-    pushq   %r15
+    .irp register, rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15
+    pushq   %\register
+    .endr
     movq    %rsp, %rdi
     andq    $-16, %rsp
     call    host_exception

@@ -113,26 +113,22 @@ pub(super) fn simple<P: Processor>(
         HypercallCode::ENABLE_VP_VTL => {
             let input = parse::<EnableVpVtl>(input)?;
             let (vp, vtl, _) = vp_and_context(caller, &input)?;
-            caller
-                .partition
-                .enable_vp_vtl(vp, vtl)
-                .map_err(vp_state_status)
+            let result = caller.partition.enable_vp_vtl(vp, vtl);
+            result.map_err(vp_state_status)
         }
         HypercallCode::START_VIRTUAL_PROCESSOR => {
             let input = parse::<EnableVpVtl>(input)?;
             let (vp, vtl, context) = vp_and_context(caller, &input)?;
-            caller
-                .partition
-                .start_vp(vp, vtl, context, caller.processor)
-                .map_err(vp_state_status)
+            let partition = caller.partition;
+            let result = partition.start_vp(vp, vtl, context, caller.processor);
+            result.map_err(vp_state_status)
         }
         HypercallCode::ENTER_SLEEP_STATE => {
             if parse::<EnterSleepState>(input)?.sleep_state != HV_SLEEP_STATE_S5 {
                 return Err(HvStatus::INVALID_PARAMETER);
             }
-            caller
-                .processor
-                .log(format_args!("{}", log_text(HOST_POWER_OFF)));
+            let text = format_args!("{}", log_text(HOST_POWER_OFF));
+            caller.processor.log(text);
             caller.end = Some(ExitReason::PowerOff);
             Ok(())
         }
@@ -180,9 +176,8 @@ fn vp_and_context<P: Processor>(
         return Err(HvStatus::INVALID_PARTITION_STATE);
     }
     let context = StartContext::new(input.vp_context).map_err(|error| {
-        caller
-            .processor
-            .log(format_args!("context for VP {vp} refused: {error}"));
+        let text = format_args!("context for VP {vp} refused: {error}");
+        caller.processor.log(text);
         HvStatus::INVALID_REGISTER_VALUE
     })?;
     Ok((vp, vtl, context))
@@ -210,10 +205,8 @@ fn vp_indices<P: Processor>(
     caller.target_vtl(header.target_vtl)?;
     for (apic_id, out) in list.chunks_exact(4).zip(output.chunks_exact_mut(4)) {
         let apic_id = parse::<u32>(apic_id)?;
-        let index = caller
-            .partition
-            .vp_index(apic_id)
-            .ok_or(HvStatus::INVALID_PARAMETER)?;
+        let index = caller.partition.vp_index(apic_id);
+        let index = index.ok_or(HvStatus::INVALID_PARAMETER)?;
         out.copy_from_slice(&index.to_le_bytes());
         *done += 1;
     }

@@ -13,8 +13,8 @@ use crate::svm::vmcb::{self, Exception};
 use calls::Caller;
 use hv_defs::HV_PAGE_SIZE;
 use hv_defs::hypercall::{
-    EnableVpVtl, EnterSleepState, GetSetVpRegisters, GetVpIndexFromApicId, HvStatus, HypercallCode,
-    HypercallControl, HypercallResult,
+    EnableVpVtl, EnterSleepState, GetSetVpRegisters, GetVpIndexFromApicId, HvStatus,
+    HypercallCode as Code, HypercallControl, HypercallResult,
 };
 use hv_defs::registers::HvRegisterAssoc;
 pub(crate) use registers::check_vsm_config;
@@ -52,87 +52,60 @@ impl From<HvStatus> for Failure {
     }
 }
 
-/// Size of what is repeated, in bytes per repetition.
-struct Repetition {
-    input: usize,
-    output: usize,
-}
-
 /// The form of a call.
 struct Form {
-    code: HypercallCode,
+    code: Code,
     /// Bytes of fixed input.
     header: usize,
-    /// `None`: a simple call.
-    repetition: Option<Repetition>,
+    /// Bytes of input and output per repetition; `None`: a simple call.
+    repetition: Option<(usize, usize)>,
     /// Input may come in registers.
     fast: bool,
 }
 
-const fn simple(code: HypercallCode, header: usize, fast: bool) -> Form {
+const fn form(code: Code, header: usize, repetition: Option<(usize, usize)>, fast: bool) -> Form {
     Form {
         code,
         header,
-        repetition: None,
+        repetition,
         fast,
     }
 }
 
-const fn repeated(code: HypercallCode, header: usize, input: usize, output: usize) -> Form {
-    Form {
-        code,
-        header,
-        repetition: Some(Repetition { input, output }),
-        fast: false,
-    }
-}
-
+const REGISTERS: usize = size_of::<GetSetVpRegisters>();
 const NAME: usize = size_of::<u32>();
 const VALUE: usize = size_of::<u128>();
+const ASSOC: usize = size_of::<HvRegisterAssoc>();
+const START: usize = size_of::<EnableVpVtl>();
+const INDEX: usize = size_of::<GetVpIndexFromApicId>();
+const PROTECTION: usize = size_of::<calls::ModifyVtlProtectionMask>();
 
 /// The calls that exist.
 const FORMS: [Form; 9] = [
-    repeated(
-        HypercallCode::MODIFY_VTL_PROTECTION_MASK,
-        size_of::<calls::ModifyVtlProtectionMask>(),
-        size_of::<u64>(),
-        0,
-    ),
-    simple(
-        HypercallCode::ENABLE_VP_VTL,
-        size_of::<EnableVpVtl>(),
+    form(
+        Code::MODIFY_VTL_PROTECTION_MASK,
+        PROTECTION,
+        Some((8, 0)),
         false,
     ),
-    repeated(
-        HypercallCode::GET_VP_REGISTERS,
-        size_of::<GetSetVpRegisters>(),
-        NAME,
-        VALUE,
+    form(Code::ENABLE_VP_VTL, START, None, false),
+    form(
+        Code::GET_VP_REGISTERS,
+        REGISTERS,
+        Some((NAME, VALUE)),
+        false,
     ),
-    repeated(
-        HypercallCode::SET_VP_REGISTERS,
-        size_of::<GetSetVpRegisters>(),
-        size_of::<HvRegisterAssoc>(),
-        0,
-    ),
-    simple(HypercallCode::POST_MESSAGE, 256, false),
-    simple(HypercallCode::SIGNAL_EVENT, 8, true),
-    simple(
-        HypercallCode::ENTER_SLEEP_STATE,
+    form(Code::SET_VP_REGISTERS, REGISTERS, Some((ASSOC, 0)), false),
+    form(Code::POST_MESSAGE, 256, None, false),
+    form(Code::SIGNAL_EVENT, 8, None, true),
+    form(
+        Code::ENTER_SLEEP_STATE,
         size_of::<EnterSleepState>(),
+        None,
         true,
     ),
-    simple(
-        HypercallCode::START_VIRTUAL_PROCESSOR,
-        size_of::<EnableVpVtl>(),
-        false,
-    ),
-    repeated(
-        HypercallCode::GET_VP_INDEX_FROM_APIC_ID,
-        size_of::<GetVpIndexFromApicId>(),
-        size_of::<u32>(),
-        size_of::<u32>(),
-    ),
+    form(Code::START_VIRTUAL_PROCESSOR, START, None, false),
+    form(Code::GET_VP_INDEX_FROM_APIC_ID, INDEX, Some((4, 4)), false),
 ];
 
 /// Handles the VMMCALL at which the VP stands.
@@ -143,8 +116,8 @@ pub fn handle(partition: &Partition, vp: &mut Vp, processor: &impl Processor) ->
         return Outcome::Fault(Exception::InvalidOpcode);
     }
     let control = HypercallControl::from(vp.gprs[gpr::RCX]);
-    let code = HypercallCode(control.code());
-    if matches!(code, HypercallCode::VTL_CALL | HypercallCode::VTL_RETURN) {
+    let code = Code(control.code());
+    if matches!(code, Code::VTL_CALL | Code::VTL_RETURN) {
         // There is no other VTL to go to.
         return Outcome::Fault(Exception::InvalidOpcode);
     }
@@ -179,10 +152,7 @@ fn call<P: Processor>(caller: &mut Caller<'_, P>, control: HypercallControl) -> 
         .ok_or(HvStatus::INVALID_HYPERCALL_CODE)?;
     check_control(form, control)?;
     let repetitions = usize::from(control.rep_count());
-    let (input_each, output_each) = match &form.repetition {
-        Some(repetition) => (repetition.input, repetition.output),
-        None => (0, 0),
-    };
+    let (input_each, output_each) = form.repetition.unwrap_or((0, 0));
     let input_size = form.header + repetitions * input_each;
     let output_size = repetitions * output_each;
     let input_address = caller.vp.gprs[gpr::RDX];

@@ -3,7 +3,7 @@ use crate::partition::Next;
 use crate::partition::mailbox::Sleeper;
 use crate::partition::tests::{FakeProcessor, VTL2_END, setup};
 use crate::svm::context::tests::linux_ap;
-use hv_defs::hypercall::HvInputVtl;
+use hv_defs::hypercall::{HvInputVtl, HypercallCode};
 use hv_defs::registers::HvRegisterName;
 use hv_defs::{HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF};
 use proptest::prelude::*;

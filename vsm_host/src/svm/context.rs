@@ -9,10 +9,12 @@ use thiserror::Error;
 use x86_defs::svm::{Segment, Vmcb};
 use x86_defs::{
     CR0_CD, CR0_DEFINED, CR0_NW, CR0_PE, CR0_PG, CR3_DEFINED, CR4_DEFINED, CR4_PAE, DR6_AT_RESET,
-    DR7_AT_RESET, EFER_FFXSR, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, EFER_SVME, RFLAGS_ALWAYS_ONE,
+    DR7_AT_RESET, EFER_FFXSR, EFER_LMA, EFER_NXE, EFER_SCE, EFER_SVME, RFLAGS_ALWAYS_ONE,
     RFLAGS_DEFINED, is_canonical, is_valid_pat,
 };
 use zerocopy::FromZeros;
+
+pub use x86_defs::{CR4_LA57, EFER_LME, PAT_AT_RESET};
 
 /// What a VTL may set in EFER; SVME is the host's.
 pub const EFER_GUEST: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_FFXSR;
@@ -38,17 +40,13 @@ pub enum ContextError {
         /// Its value.
         value: u64,
     },
-    /// Registers that contradict one another.
-    #[error("CR0 {cr0:#x}, CR4 {cr4:#x}, EFER {efer:#x}, CS attributes {cs:#x}: {expected}")]
+    /// A register that contradicts another one.
+    #[error("{register} is {value:#x}, expected {expected}")]
     Mode {
-        /// CR0.
-        cr0: u64,
-        /// CR4.
-        cr4: u64,
-        /// EFER.
-        efer: u64,
-        /// Attributes of CS in the form of the TLFS.
-        cs: u16,
+        /// Which register.
+        register: &'static str,
+        /// Its value.
+        value: u64,
         /// What would be right.
         expected: &'static str,
     },
@@ -169,32 +167,25 @@ fn table(register: &HvX64TableRegister) -> Segment {
 
 fn check_mode(r: &HvInitialVpContext) -> Result<(), ContextError> {
     let has = |value: u64, bit: u64| value & bit != 0;
-    let error = |expected| {
-        Err(ContextError::Mode {
-            cr0: r.cr0,
-            cr4: r.cr4,
-            efer: r.efer,
-            cs: r.cs.attributes.into_bits(),
+    let check = |right, register, value, expected| match right {
+        true => Ok(()),
+        false => Err(ContextError::Mode {
+            register,
+            value,
             expected,
-        })
+        }),
     };
-    if has(r.cr0, CR0_PG) && !has(r.cr0, CR0_PE) {
-        return error("expected CR0.PE with CR0.PG");
-    }
-    if has(r.cr0, CR0_NW) && !has(r.cr0, CR0_CD) {
-        return error("expected CR0.CD with CR0.NW");
-    }
-    let long_mode = has(r.efer, EFER_LME) && has(r.cr0, CR0_PG);
-    if has(r.efer, EFER_LMA) != long_mode {
-        return error("expected EFER.LMA exactly if EFER.LME and CR0.PG");
-    }
-    if long_mode && !has(r.cr4, CR4_PAE) {
-        return error("expected CR4.PAE in long mode");
-    }
-    if long_mode && r.cs.attributes.long() && r.cs.attributes.default() {
-        return error("expected CS.D clear with CS.L");
-    }
-    Ok(())
+    let long = has(r.efer, EFER_LME) && has(r.cr0, CR0_PG);
+    let (pg, lma) = (has(r.cr0, CR0_PG), has(r.efer, EFER_LMA));
+    let cs = r.cs.attributes;
+    check(has(r.cr0, CR0_PE) || !pg, "CR0", r.cr0, "PE with PG")?;
+    let cd_with_nw = has(r.cr0, CR0_CD) || !has(r.cr0, CR0_NW);
+    check(cd_with_nw, "CR0", r.cr0, "CD with NW")?;
+    check(lma == long, "EFER", r.efer, "LMA with LME and CR0.PG")?;
+    check(has(r.cr4, CR4_PAE) || !long, "CR4", r.cr4, "PAE with LMA")?;
+    let l_without_d = !(long && cs.long() && cs.default());
+    let attributes = cs.into_bits().into();
+    check(l_without_d, "CS attributes", attributes, "D clear with L")
 }
 
 #[cfg(test)]

@@ -341,7 +341,7 @@ fn registers_that_the_processor_would_not_take_are_refused() {
     for (register, message) in [
         (
             R::Cr0(0x21),
-            "(VpContext): registers, found CR0 0x21, CR4 0x60",
+            "(VpContext): registers, found EFER is 0xd00, expected LMA",
         ),
         (R::Cr0(1 << 32 | 0x8000_0021), "bits 0x100000000 are set"),
         (R::Cr4(0x40), "expected CR4.PAE in long mode"),
