@@ -344,7 +344,7 @@ fn registers_that_the_processor_would_not_take_are_refused() {
             "(VpContext): registers, found EFER is 0xd00, expected LMA",
         ),
         (R::Cr0(1 << 32 | 0x8000_0021), "bits 0x100000000 are set"),
-        (R::Cr4(0x40), "expected CR4.PAE in long mode"),
+        (R::Cr4(0x40), "CR4 is 0x40, expected PAE with LMA"),
         (R::Efer(0x1d00), "EFER is 0x1d00: bits 0x1000 are set"),
         (
             R::Rip(1 << 47),
