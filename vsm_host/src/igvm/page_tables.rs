@@ -21,11 +21,10 @@ use alloc::vec::Vec;
 use hv_defs::registers::HvRegisterName;
 use hv_defs::vp_context::HvInitialVpContext;
 use page_table::Entry;
+use x86_defs::{CR4_LA57, EFER_LME};
 
 /// Tables that map 250 GiB by 2 MiB leaves; it bounds what is copied to the heap.
 const MAX_REGION_SIZE: u64 = 1 << 20;
-const CR4_LA57: u64 = 1 << 12;
-const EFER_LME: u64 = 1 << 8;
 const ENTRIES: usize = page_table::ENTRIES;
 const ENTRY_SIZE: usize = size_of::<Entry>();
 /// Levels of the tree; level 0 are the tables with 4 KiB leaves.

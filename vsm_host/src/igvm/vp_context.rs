@@ -39,7 +39,7 @@ impl InitialContext {
         };
         let state = HvInitialVpContext {
             rip: 0xfff0,
-            rflags: 2,
+            rflags: x86_defs::RFLAGS_ALWAYS_ONE,
             cs: segment(0x9b, 0xf000, 0xffff_0000),
             ds: data,
             es: data,
@@ -51,7 +51,7 @@ impl InitialContext {
             idtr: table,
             gdtr: table,
             cr0: 0x6000_0010,
-            msr_cr_pat: 0x0007_0406_0007_0406,
+            msr_cr_pat: x86_defs::PAT_AT_RESET,
             ..Default::default()
         };
         Self {
