@@ -3,7 +3,7 @@
 use super::registers;
 use crate::guest_memory::GuestMemory;
 use crate::log_text;
-use crate::partition::{Partition, Processor, Vp, VpStateError};
+use crate::partition::{Partition, Processor, Vp};
 use crate::svm::context::StartContext;
 use crate::vtl::Vtl;
 use boot_events::HOST_POWER_OFF;
@@ -113,15 +113,13 @@ pub(super) fn simple<P: Processor>(
         HypercallCode::ENABLE_VP_VTL => {
             let input = parse::<EnableVpVtl>(input)?;
             let (vp, vtl, _) = vp_and_context(caller, &input)?;
-            let result = caller.partition.enable_vp_vtl(vp, vtl);
-            result.map_err(vp_state_status)
+            caller.partition.enable_vp_vtl(vp, vtl)
         }
         HypercallCode::START_VIRTUAL_PROCESSOR => {
             let input = parse::<EnableVpVtl>(input)?;
             let (vp, vtl, context) = vp_and_context(caller, &input)?;
             let partition = caller.partition;
-            let result = partition.start_vp(vp, vtl, context, caller.processor);
-            result.map_err(vp_state_status)
+            partition.start_vp(vp, vtl, context, caller.processor)
         }
         HypercallCode::ENTER_SLEEP_STATE => {
             if parse::<EnterSleepState>(input)?.sleep_state != HV_SLEEP_STATE_S5 {
@@ -181,14 +179,6 @@ fn vp_and_context<P: Processor>(
         HvStatus::INVALID_REGISTER_VALUE
     })?;
     Ok((vp, vtl, context))
-}
-
-fn vp_state_status(error: VpStateError) -> HvStatus {
-    match error {
-        VpStateError::NoVp => HvStatus::INVALID_VP_INDEX,
-        VpStateError::AlreadyEnabled => HvStatus::VTL_ALREADY_ENABLED,
-        VpStateError::NotEnabled | VpStateError::NotStopped => HvStatus::INVALID_VP_STATE,
-    }
 }
 
 fn vp_indices<P: Processor>(

@@ -101,11 +101,11 @@ fn read<P: Processor>(caller: &Caller<'_, P>, vp: u32, name: u32) -> Result<u64,
         Name::TIME_REF_COUNT => partition.reference_time(caller.processor),
         Name::VP_ASSIST_PAGE => {
             check_self(caller, vp)?;
-            own.assist().into()
+            own.assist.into()
         }
         Name::REG_PAGE => {
             check_self(caller, vp)?;
-            own.register_page().into()
+            own.register_page.into()
         }
         Name(CRASH_P0..=CRASH_P4) => partition.crash_parameter((name - CRASH_P0) as usize),
         Name::GUEST_CRASH_CTL => crash::SUPPORTED.into(),
@@ -142,7 +142,7 @@ fn write<P: Processor>(
                     .check_page(register.page_number())
                     .map_err(|_| HvStatus::INVALID_REGISTER_VALUE)?;
             }
-            caller.vp.vtls[vtl.index()].set_register_page(register);
+            caller.vp.vtls[vtl.index()].register_page = register;
         }
         Name(CRASH_P0..=CRASH_P4) => {
             partition.set_crash_parameter((name - CRASH_P0) as usize, value);

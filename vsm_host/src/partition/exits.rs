@@ -1,7 +1,6 @@
 //! What happens when a VP leaves its VTL.
 
 use super::counters::Refused;
-use super::msrs::Fault;
 use super::{Next, Partition, Processor, Vp, gpr};
 use crate::hypercall::Outcome;
 use crate::svm::fetch;
@@ -41,9 +40,7 @@ impl Partition {
             ExitCode::MSR if info1 & 1 == 0 => {
                 self.instruction(vp, processor, Instruction::Rdmsr, |vp| {
                     let msr = vp.gprs[gpr::RCX] as u32;
-                    let value = self
-                        .read_msr(vp, processor, msr)
-                        .map_err(general_protection)?;
+                    let value = self.read_msr(vp, processor, msr)?;
                     vp.vmcb_mut().save.rax = value & LOW_32;
                     vp.gprs[gpr::RDX] = value >> 32;
                     Ok(Next::Resume)
@@ -53,7 +50,6 @@ impl Partition {
                 let msr = vp.gprs[gpr::RCX] as u32;
                 let value = vp.gprs[gpr::RDX] << 32 | vp.vmcb().save.rax & LOW_32;
                 self.write_msr(vp, processor, msr, value)
-                    .map_err(general_protection)
             }),
             ExitCode::VMMCALL => {
                 self.instruction(
@@ -213,10 +209,6 @@ impl Partition {
 
 fn is_host_memory(address: u64) -> bool {
     (HOST_MEMORY_BASE..HOST_MEMORY_BASE + HOST_MEMORY_SIZE).contains(&address)
-}
-
-fn general_protection(_: Fault) -> Exception {
-    Exception::GeneralProtection
 }
 
 fn log_registers(vp: &Vp, processor: &impl Processor) {

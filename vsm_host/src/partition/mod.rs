@@ -126,19 +126,6 @@ struct VpSlot {
     start: Mutex<Option<(Vtl, StartContext)>>,
 }
 
-/// Why a VP cannot be enabled or started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VpStateError {
-    /// No such VP.
-    NoVp,
-    /// The VTL is enabled on it already.
-    AlreadyEnabled,
-    /// The VTL is not enabled on it.
-    NotEnabled,
-    /// It runs, or somebody else is starting it.
-    NotStopped,
-}
-
 impl Partition {
     /// A partition whose VPs are stopped and have no VTL.
     pub fn new(config: Config) -> Self {
@@ -211,11 +198,14 @@ impl Partition {
     }
 
     /// Enables a VTL on a VP. Where it begins is said again when it is started.
-    pub fn enable_vp_vtl(&self, vp: u32, vtl: Vtl) -> Result<(), VpStateError> {
-        let slot = self.slots.get(vp as usize).ok_or(VpStateError::NoVp)?;
+    pub fn enable_vp_vtl(&self, vp: u32, vtl: Vtl) -> Result<(), HvStatus> {
+        let slot = self
+            .slots
+            .get(vp as usize)
+            .ok_or(HvStatus::INVALID_VP_INDEX)?;
         let enabled = &mut slot.enabled.lock()[vtl.index()];
         if *enabled {
-            return Err(VpStateError::AlreadyEnabled);
+            return Err(HvStatus::VTL_ALREADY_ENABLED);
         }
         *enabled = true;
         Ok(())
@@ -228,10 +218,13 @@ impl Partition {
         vtl: Vtl,
         context: StartContext,
         processor: &impl Processor,
-    ) -> Result<(), VpStateError> {
-        let slot = self.slots.get(vp as usize).ok_or(VpStateError::NoVp)?;
+    ) -> Result<(), HvStatus> {
+        let slot = self
+            .slots
+            .get(vp as usize)
+            .ok_or(HvStatus::INVALID_VP_INDEX)?;
         if !slot.enabled.lock()[vtl.index()] {
-            return Err(VpStateError::NotEnabled);
+            return Err(HvStatus::INVALID_VP_STATE);
         }
         let started = slot.mailbox.start(
             || *slot.start.lock() = Some((vtl, context)),
@@ -240,7 +233,7 @@ impl Partition {
         if started {
             Ok(())
         } else {
-            Err(VpStateError::NotStopped)
+            Err(HvStatus::INVALID_VP_STATE)
         }
     }
 
@@ -274,28 +267,11 @@ pub struct Vp {
 pub struct VpVtl {
     /// Registers and controls.
     pub vmcb: Box<Vmcb>,
-    /// VP assist page.
-    assist: OverlayPage,
-    /// Register page.
-    register_page: OverlayPage,
+    /// VP assist page, which has been checked.
+    pub(crate) assist: OverlayPage,
+    /// Register page, which has been checked.
+    pub(crate) register_page: OverlayPage,
     tsc_invariant_control: u64,
-}
-
-impl VpVtl {
-    /// Where the VP assist page is.
-    pub(crate) fn assist(&self) -> OverlayPage {
-        self.assist
-    }
-
-    /// Where the register page is.
-    pub(crate) fn register_page(&self) -> OverlayPage {
-        self.register_page
-    }
-
-    /// Moves the register page, which has been checked.
-    pub(crate) fn set_register_page(&mut self, register: OverlayPage) {
-        self.register_page = register;
-    }
 }
 
 impl Vp {

@@ -8,6 +8,7 @@ use super::counters::Refused;
 use super::crash::CrashReport;
 use super::{Next, Partition, Processor, Vp, crash, overlay};
 use crate::svm::context::EFER_GUEST;
+use crate::svm::vmcb::Exception;
 use crate::vtl::Vtl;
 use hv_defs::msr::*;
 use vsm_host_defs::ExitReason;
@@ -23,9 +24,8 @@ const HWCR_FLUSH_FILTER_OFF: u64 = 1 << 6;
 const APIC_BASE_VALUE: u64 = 0xfee0_0000 | 1 << 11;
 const APIC_BASE_BSP: u64 = 1 << 8;
 
-/// #GP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault;
+/// What an access that is refused leads to: always #GP.
+const FAULT: Exception = Exception::GeneralProtection;
 
 /// Memory type range registers. The VTL's own copy: with nested paging its PAT decides
 /// (the host maps all as write-back), so they say what the firmware of a PC says and
@@ -82,7 +82,7 @@ impl Partition {
         vp: &mut Vp,
         processor: &impl Processor,
         msr: u32,
-    ) -> Result<u64, Fault> {
+    ) -> Result<u64, Exception> {
         let vtl = vp.vtl.index();
         let value = match msr {
             EFER => vp.vmcb().save.efer & !EFER_SVME,
@@ -113,7 +113,7 @@ impl Partition {
                 Some(value) => *value,
                 None => {
                     self.counters.count(Refused::MsrRead(msr));
-                    return Err(Fault);
+                    return Err(FAULT);
                 }
             },
         };
@@ -127,7 +127,7 @@ impl Partition {
         processor: &impl Processor,
         msr: u32,
         value: u64,
-    ) -> Result<Next, Fault> {
+    ) -> Result<Next, Exception> {
         let result = self.try_write_msr(vp, processor, msr, value);
         if result.is_err() {
             self.counters.count(Refused::MsrWrite(msr));
@@ -141,14 +141,14 @@ impl Partition {
         processor: &impl Processor,
         msr: u32,
         value: u64,
-    ) -> Result<Next, Fault> {
+    ) -> Result<Next, Exception> {
         let vtl = vp.vtl;
         match msr {
             EFER => write_efer(vp, value)?,
             APIC_BASE => must(value == apic_base(vp))?,
             MCG_STATUS | DEBUG_CTL | PATCH_LEVEL => must(value == 0)?,
             HWCR => must(value & !HWCR_FLUSH_FILTER_OFF == 0)?,
-            MTRR_DEF_TYPE if value & !MTRR_DEF_TYPE_DEFINED != 0 => return Err(Fault),
+            MTRR_DEF_TYPE if value & !MTRR_DEF_TYPE_DEFINED != 0 => return Err(FAULT),
             HV_X64_MSR_GUEST_OS_ID => self.set_guest_os_id(vtl, processor, value)?,
             HV_X64_MSR_HYPERCALL => self.set_hypercall_page(vtl, processor, value.into())?,
             HV_X64_MSR_REFERENCE_TSC => {
@@ -156,7 +156,7 @@ impl Partition {
                 self.shared.lock().vtls[vtl.index()]
                     .reference_tsc
                     .set(value.into(), &self.memory(vtl, processor), &page)
-                    .map_err(|_| Fault)?;
+                    .map_err(|_| FAULT)?;
             }
             HV_X64_MSR_RESET => {
                 must(value & !1 == 0)?;
@@ -174,7 +174,7 @@ impl Partition {
                 self.set_crash_parameter((msr - HV_X64_MSR_CRASH_P0) as usize, value);
             }
             HV_X64_MSR_CRASH_CTL => self.report_crash(vtl, processor, value.into()),
-            _ => *vp.mtrrs.register(msr).ok_or(Fault)? = value,
+            _ => *vp.mtrrs.register(msr).ok_or(FAULT)? = value,
         }
         Ok(Next::Resume)
     }
@@ -185,7 +185,7 @@ impl Partition {
         vtl: Vtl,
         processor: &impl Processor,
         value: u64,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Exception> {
         let mut shared = self.shared.lock();
         let state = &mut shared.vtls[vtl.index()];
         if value == 0 {
@@ -193,7 +193,7 @@ impl Partition {
             state
                 .hypercall
                 .set(off, &self.memory(vtl, processor), &[0; 4096])
-                .map_err(|_| Fault)?;
+                .map_err(|_| FAULT)?;
         }
         state.guest_os_id = value;
         Ok(())
@@ -204,7 +204,7 @@ impl Partition {
         vtl: Vtl,
         processor: &impl Processor,
         mut register: OverlayPage,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Exception> {
         let mut shared = self.shared.lock();
         let state = &mut shared.vtls[vtl.index()];
         if state.hypercall.register().locked() {
@@ -220,7 +220,7 @@ impl Partition {
                 &self.memory(vtl, processor),
                 &overlay::hypercall_page(),
             )
-            .map_err(|_| Fault)
+            .map_err(|_| FAULT)
     }
 
     /// Sets the VP assist page of the VTL that a VP is in.
@@ -229,11 +229,11 @@ impl Partition {
         vp: &mut Vp,
         processor: &impl Processor,
         register: OverlayPage,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Exception> {
         if register.enabled() {
             self.memory(vp.vtl, processor)
                 .check_page(register.page_number())
-                .map_err(|_| Fault)?;
+                .map_err(|_| FAULT)?;
         }
         vp.vtls[vp.vtl.index()].assist = register;
         Ok(())
@@ -268,8 +268,8 @@ impl Partition {
     }
 }
 
-fn must(condition: bool) -> Result<(), Fault> {
-    if condition { Ok(()) } else { Err(Fault) }
+fn must(condition: bool) -> Result<(), Exception> {
+    if condition { Ok(()) } else { Err(FAULT) }
 }
 
 fn apic_base(vp: &Vp) -> u64 {
@@ -278,7 +278,7 @@ fn apic_base(vp: &Vp) -> u64 {
     APIC_BASE_VALUE | bsp
 }
 
-fn write_efer(vp: &mut Vp, value: u64) -> Result<(), Fault> {
+fn write_efer(vp: &mut Vp, value: u64) -> Result<(), Exception> {
     let save = &mut vp.vmcb_mut().save;
     must(value & !EFER_GUEST == 0)?;
     must(save.cr0 & CR0_PG == 0 || (value ^ save.efer) & EFER_LME == 0)?;
