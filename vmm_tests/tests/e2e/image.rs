@@ -45,7 +45,7 @@ fn a_truncated_file_is_refused() {
     let length = image.bytes().len();
     for length in [16, length / 2, length - 1] {
         let reason = refusal(&image.clone().truncate(length));
-        assert_names(&reason, &["fixed header", &format!("found {length} bytes")]);
+        assert_names(&reason, &["fixed header", &format!("found {length:#x}")]);
     }
 }
 
@@ -127,7 +127,7 @@ fn an_image_that_needs_more_memory_than_there_is_is_refused() {
         |memory| memory.number_of_bytes = 2 << 30,
     );
     let reason = refusal(&image);
-    assert_names(&reason, &["no place for the image", "2147483648 bytes"]);
+    assert_names(&reason, &["no place for the image", "0x80000000"]);
 }
 
 #[test]
