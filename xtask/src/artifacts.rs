@@ -71,7 +71,7 @@ impl ImageProfile {
     }
 
     /// The manifest below the checkout.
-    fn manifest(self, root: &Path) -> PathBuf {
+    pub(crate) fn manifest(self, root: &Path) -> PathBuf {
         root.join("igvm_builder/manifests")
             .join(format!("openhcl-x64-{}.toml", self.name()))
     }

@@ -34,6 +34,9 @@ mod terminal;
 /// Asks the paravisor to end after it has started.
 pub(crate) const EXIT_AFTER_BOOT: &str = "OPENHCL_EXIT_AFTER_BOOT=1";
 
+/// Asks PID 1 for a shell on the console, which only the dev image has.
+const SHELL: &str = "OPENHCL_SHELL=1";
+
 /// When an unattended boot counts as hung. Emulated 64 VPs take 5 s on 2 processors.
 const DEADLINE: Duration = Duration::from_secs(180);
 
@@ -143,6 +146,9 @@ impl Args {
         // A person who wants the command wants the machine to stay.
         if !attended && !self.print_qemu {
             machine = machine.bootarg(EXIT_AFTER_BOOT);
+        }
+        if self.dev && (attended || self.print_qemu) {
+            machine = machine.bootarg(SHELL);
         }
         for text in &self.append {
             machine = machine.bootarg(text.clone());
