@@ -22,6 +22,8 @@ use qemu::Vm;
 use qemu::Wiring;
 use serde_json::Value;
 use serde_json::json;
+use std::fs::File;
+use std::fs::TryLockError;
 use std::io::IsTerminal as _;
 use std::io::Write as _;
 use std::path::Path;
@@ -107,18 +109,18 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let qemu = Qemu::find()?;
     let machine = args.machine(&artifacts, attended);
 
-    let consoles = match &args.consoles {
-        Some(directory) => directory.clone(),
-        None => Workspace::current()?.target.join("run"),
-    };
-
     if args.print_qemu {
         println!(
             "{}",
             machine.command_line(&qemu, Wiring::Terminal)?.shell_text()
         );
-        Ok(())
-    } else if attended {
+        return Ok(());
+    }
+    let (consoles, _lock) = match &args.consoles {
+        Some(directory) => (directory.clone(), None),
+        None => free_directory(&Workspace::current()?.target)?,
+    };
+    if attended {
         terminal::run(&machine, &qemu, &consoles, args.dev)
     } else {
         let deadline = match args.gdb {
@@ -128,6 +130,27 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         };
         unattended(&machine, &qemu, &consoles, args.json, deadline)
     }
+}
+
+/// A directory for consoles that no other run uses: `run`, `run-2`, and so on. It is free
+/// again when the file is closed.
+fn free_directory(target: &Path) -> anyhow::Result<(PathBuf, Option<File>)> {
+    for number in 1u32.. {
+        let name = match number {
+            1 => "run".to_owned(),
+            number => format!("run-{number}"),
+        };
+        let directory = target.join(name);
+        let what = || format!("locking {}", directory.display());
+        std::fs::create_dir_all(&directory).with_context(what)?;
+        let lock = File::create(directory.join("lock")).with_context(what)?;
+        match lock.try_lock() {
+            Ok(()) => return Ok((directory, Some(lock))),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error).with_context(what),
+        }
+    }
+    anyhow::bail!("too many runs at once below {}", target.display())
 }
 
 impl Args {
@@ -239,6 +262,16 @@ mod tests {
         assert_eq!(args.vtl2_memory, Some(ByteCount::mib(128)));
         assert_eq!(args.gdb, Some(1234));
         assert_eq!(args.append, ["a=1", "-b"]);
+    }
+
+    #[test]
+    fn two_runs_at_once_keep_their_consoles_apart() {
+        let target = tempfile::tempdir().unwrap();
+        let (first, lock) = free_directory(target.path()).unwrap();
+        let (second, _lock) = free_directory(target.path()).unwrap();
+        assert_ne!(first, second);
+        drop(lock);
+        assert_eq!(free_directory(target.path()).unwrap().0, first);
     }
 
     #[test]

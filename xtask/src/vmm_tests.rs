@@ -2,6 +2,7 @@
 
 use crate::artifacts;
 use crate::artifacts::ImageProfile;
+use crate::cache::lock_file;
 use crate::cargo::Workspace;
 use anyhow::Context as _;
 use std::path::Path;
@@ -37,6 +38,8 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let directory = workspace.target.join("vmm_tests");
     let release = artifacts::ensure(ImageProfile::Release)?;
     let dev = artifacts::ensure(ImageProfile::Dev)?;
+    // Two runs in one checkout would remove each other's consoles.
+    let _lock = lock_file(&directory.join("lock"))?;
     let consoles = directory.join("consoles");
     // What earlier runs left behind belongs to failures that were seen already.
     match std::fs::remove_dir_all(&consoles) {

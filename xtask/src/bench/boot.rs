@@ -11,6 +11,7 @@ use super::plain;
 use crate::artifacts;
 use crate::artifacts::Artifacts;
 use crate::artifacts::ImageProfile;
+use crate::cache::lock_file;
 use crate::cargo::Workspace;
 use crate::run::EXIT_AFTER_BOOT;
 use crate::run::event_json;
@@ -70,8 +71,8 @@ pub(crate) fn measure(rounds: usize) -> anyhow::Result<Report> {
         artifacts: artifacts::ensure(ImageProfile::Release)?,
         consoles: Workspace::current()?.target.join("bench"),
     };
-    std::fs::create_dir_all(&bench.consoles)
-        .with_context(|| format!("creating {}", bench.consoles.display()))?;
+    // Two benches at once would measure each other.
+    let _lock = lock_file(&bench.consoles.join("lock"))?;
     let plain_initrd = bench.consoles.join("plain.cpio");
     std::fs::write(&plain_initrd, plain::initrd()?)
         .with_context(|| format!("writing {}", plain_initrd.display()))?;

@@ -23,6 +23,9 @@ const END_KEY: u8 = 0x1d;
 /// works until then.
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long QEMU may take to go after it has closed its consoles.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What can happen while a person watches.
 enum Happening {
     Typed(Vec<u8>),
@@ -61,17 +64,26 @@ pub(crate) fn run(
         // Only the machine's end can come now.
         drop(sender);
     }
+    let mut ended_by_key = false;
     for happening in happenings {
         match happening {
-            Happening::Typed(keys) if keys.contains(&END_KEY) => break,
+            Happening::Typed(keys) if keys.contains(&END_KEY) => {
+                ended_by_key = true;
+                break;
+            }
             Happening::Typed(keys) => vm.type_text(&keys)?,
             Happening::MachineEnded => break,
         }
     }
     drop(raw);
 
-    let exit = vm.kill()?;
-    println!("\n{exit}; consoles are in {}", consoles.display());
+    if ended_by_key {
+        vm.kill()?;
+        println!("\nended; consoles are in {}", consoles.display());
+    } else {
+        let exit = vm.wait_exit(END_PATIENCE)?;
+        println!("\n{exit}; consoles are in {}", consoles.display());
+    }
     Ok(())
 }
 
