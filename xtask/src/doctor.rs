@@ -39,8 +39,11 @@ enum State {
 struct Finding {
     what: String,
     state: State,
-    /// What was found, or how to get it.
+    /// What was found, or what it is for.
     detail: String,
+    /// How a person gets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    get: Option<String>,
 }
 
 /// Runs the command.
@@ -58,6 +61,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
             what,
             state,
             detail,
+            ..
         } in &findings
         {
             let state = match state {
@@ -66,6 +70,10 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
                 State::Missing => "MISSING",
             };
             println!("{what:<28} {state:<15} {detail}");
+        }
+        let packages = packages::missing()?;
+        if missing != 0 && !packages.is_empty() {
+            println!("\nto get it:\n  {}", packages::install_command(&packages));
         }
     }
     anyhow::ensure!(missing == 0, "{missing} of {} are missing", findings.len());
@@ -79,6 +87,7 @@ fn findings(cache: &Cache) -> anyhow::Result<Vec<Finding>> {
             what: what.to_owned(),
             state,
             detail,
+            get: None,
         });
     };
     let missing = packages::missing()?;
@@ -89,7 +98,12 @@ fn findings(cache: &Cache) -> anyhow::Result<Vec<Finding>> {
         } else if packages::is_root() {
             add(&what, State::Automatic, package.purpose.to_owned());
         } else {
-            add(&what, State::Missing, packages::install_command(&[package]));
+            let command = packages::install_command(&[package]);
+            add(
+                &what,
+                State::Missing,
+                format!("{}: {command}", package.purpose),
+            );
         }
     }
     add("rustc", State::Present, toolchain::rustc_version()?);
@@ -109,5 +123,11 @@ fn findings(cache: &Cache) -> anyhow::Result<Vec<Finding>> {
     }
     let place = cache.root().display().to_string();
     add("cache", State::Present, place);
+    for package in missing {
+        let what = format!("package {}", package.name);
+        if let Some(finding) = findings.iter_mut().find(|f| f.what == what) {
+            finding.get = Some(packages::install_command(&[package]));
+        }
+    }
     Ok(findings)
 }
