@@ -8,6 +8,7 @@
 //! | `tmk.count=N` | rounds of `fuzz` and exits of `stress` | 20000 |
 //! | `tmk.seed=N` | seed of `fuzz` | 1 |
 //! | `tmk.gpa=N` | address that `touch` accesses | start of the host's memory |
+//! | `tmk.apic=N` | CPU that `sipi` aims at | 0, the parked one |
 //! | `tmk.access=read\|write\|execute` | how `touch` accesses it | read |
 //!
 //! Numbers are decimal, or hexadecimal with 0x.
@@ -71,6 +72,8 @@ suite_list! {
     Stress = "stress", false;
     /// An access that the host must not allow; ends the machine.
     Touch = "touch", false;
+    /// INIT and SIPI to the CPU with the APIC id `tmk.apic`; ends the machine.
+    Sipi = "sipi", false;
     /// Crash report through the crash MSRs; ends the machine.
     CrashMessage = "crash_message", false;
     /// Triple fault; ends the machine.
@@ -93,6 +96,8 @@ pub struct Options<'a> {
     pub gpa: u64,
     /// Kind of access for `touch`.
     pub access: Access,
+    /// APIC id for `sipi`.
+    pub apic: u64,
 }
 
 /// Why a word is not understood.
@@ -126,6 +131,7 @@ impl<'a> Options<'a> {
             seed: 1,
             gpa: HOST_MEMORY_BASE,
             access: Access::Read,
+            apic: 0,
         };
         for word in text.split_ascii_whitespace() {
             let Some(word) = word.strip_prefix("tmk.") else {
@@ -142,6 +148,7 @@ impl<'a> Options<'a> {
                 "count" => options.count = number(name, value)?,
                 "seed" => options.seed = number(name, value)?,
                 "gpa" => options.gpa = number(name, value)?,
+                "apic" => options.apic = number(name, value)?,
                 "access" => {
                     options.access = match value {
                         "read" => Access::Read,

@@ -111,6 +111,17 @@ pub fn write_random_scratch(address: u64, words: &[u64]) {
     }
 }
 
+/// Writes code to the random scratch pages so that `split` bytes of it are in one page and
+/// the rest in the next; returns where it begins.
+pub fn write_code_across_pages(code: &[u8], split: u64) -> u64 {
+    let address = random_scratch().start + PAGE_SIZE - split;
+    for (offset, byte) in code.iter().enumerate() {
+        // SAFETY: in the first two scratch pages, referenced by nobody.
+        unsafe { (address as *mut u8).add(offset).write_volatile(*byte) };
+    }
+    address
+}
+
 /// The memory from `address`, as the host filled it at load.
 ///
 /// # Safety

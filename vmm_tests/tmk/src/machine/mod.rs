@@ -6,4 +6,5 @@ pub mod entry;
 pub mod hypercall;
 pub mod memory;
 pub mod probe;
+pub mod real_mode;
 pub mod vps;

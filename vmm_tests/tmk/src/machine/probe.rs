@@ -159,6 +159,8 @@ probed! {
     rep_outsb = "xchg rsi, rbx; rep outsb; xchg rsi, rbx";
     /// REP INSB to the address in RBX.
     rep_insb = "mov rdi, rbx; rep insb";
+    /// CALL of the address in RBX, which is scratch memory with code.
+    call_rbx = "call rbx";
     /// INT3, to see that probes work at all.
     int3 = "int3";
 }

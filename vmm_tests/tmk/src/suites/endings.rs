@@ -3,12 +3,13 @@
 
 use super::{Context, smp};
 use crate::abi::CRASH_TEXT;
-use crate::fail;
 use crate::machine::entry::report_crash;
 use crate::machine::memory;
 use crate::machine::probe::wrmsr;
+use crate::machine::real_mode;
 use crate::machine::vps::{Command, slot};
 use crate::report::CheckResult;
+use crate::{ensure, fail};
 use hv_defs::msr::HV_X64_MSR_RESET;
 
 /// P0 to P2 of the crash report.
@@ -24,6 +25,23 @@ pub(super) fn touch(c: &mut Context<'_>) {
             "{access:?} of {gpa:#x} was allowed, value {value:#x}"
         )),
     );
+}
+
+/// Tries to get code of its own onto a CPU outside of any VTL. The host may end the
+/// machine or ignore the attempt.
+pub(super) fn sipi(c: &mut Context<'_>) {
+    let apic_id = c.options.apic as u8;
+    c.reporter
+        .last_words("sipi.runs_nothing_outside_of_the_vtl");
+    let escaped = real_mode::start(apic_id);
+    c.reporter
+        .check("sipi.runs_nothing_outside_of_the_vtl", || {
+            ensure!(
+                !escaped,
+                "own code ran in real mode on the CPU with APIC id {apic_id}"
+            );
+            Ok(())
+        });
 }
 
 pub(super) fn crash_message(c: &mut Context<'_>) {

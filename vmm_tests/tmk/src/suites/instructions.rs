@@ -3,6 +3,7 @@
 use super::Context;
 use crate::ensure;
 use crate::machine::entry::UserCode;
+use crate::machine::memory;
 use crate::machine::probe::{
     self, Fault, Registers, VECTOR_GP, VECTOR_UD, cpuid_leaf, cpuid_subleaf,
 };
@@ -177,6 +178,30 @@ pub(super) fn run(c: &mut Context<'_>) {
         .and_then(marked)?;
         let value = probe::rdmsr(msr)?;
         ensure!(value == 0x5678_0000_1234, "crash P0 is {value:#x}");
+        Ok(())
+    });
+    r.check("instructions.across_a_page_border", || {
+        // CPUID or VMMCALL, split between two pages, then RET. RAX and RCX are right for
+        // both: an unknown leaf, an unknown call.
+        for (code, split) in [
+            (&[0x0f, 0xa2, 0xc3][..], 1),
+            (&[0x48, 0x0f, 0xa2, 0xc3], 1),
+            (&[0x0f, 0x01, 0xd9, 0xc3], 1),
+            (&[0x0f, 0x01, 0xd9, 0xc3], 2),
+        ] {
+            let address = memory::write_code_across_pages(code, split);
+            let after = probe::call_rbx(Registers {
+                rax: u64::from(HV_CPUID_VENDOR),
+                rbx: address,
+                rcx: HypercallControl::new().with_code(NO_SUCH_CALL).into_bits(),
+                ..Default::default()
+            })?;
+            marked(after)?;
+            ensure!(
+                after.rax != u64::from(HV_CPUID_VENDOR),
+                "{code:x?} split at {split} did nothing"
+            );
+        }
         Ok(())
     });
     for (name, form) in [

@@ -88,6 +88,7 @@ pub fn run(image_base: u64, state: &EntryState) -> ! {
             Suite::Fuzz => fuzzing::run(c),
             Suite::Stress => stress::run(c),
             Suite::Touch => endings::touch(c),
+            Suite::Sipi => endings::sipi(c),
             Suite::CrashMessage => endings::crash_message(c),
             Suite::TripleFault => endings::triple_fault(c),
             Suite::ApTripleFault => endings::ap_triple_fault(c),
