@@ -18,7 +18,11 @@ pub struct Artifacts {
     pub release_image: PathBuf,
     /// The image with a shell.
     pub dev_image: PathBuf,
-    /// The release image's initrd, as it is in the image.
+    /// The release image's parts: the kernel,
+    pub vmlinux: PathBuf,
+    /// the boot shim,
+    pub openhcl_boot: PathBuf,
+    /// the initrd.
     pub initrd: PathBuf,
     /// The test payload, an ELF file.
     pub tmk: PathBuf,
@@ -83,8 +87,13 @@ pub(crate) fn artifacts() -> Artifacts {
 /// The release image's initrd.
 #[track_caller]
 pub fn initrd() -> Vec<u8> {
-    let path = artifacts().initrd;
-    std::fs::read(&path).unwrap_or_else(|error| panic!("initrd {}: {error}", path.display()))
+    read(&artifacts().initrd)
+}
+
+/// One of the built files.
+#[track_caller]
+pub(crate) fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@
 //! would only ever be asked for its checksum code.
 
 use crate::artifacts::artifacts;
+use crate::artifacts::read;
+use igvm_builder::Manifest;
+use igvm_builder::Resources;
 use igvm_defs::IGVM_FIXED_HEADER;
 use igvm_defs::IGVM_VHS_PAGE_DATA;
 use igvm_defs::IGVM_VHS_VARIABLE_HEADER;
@@ -32,6 +35,27 @@ impl Image {
     #[track_caller]
     pub fn release() -> Self {
         Self::read(&artifacts().release_image)
+    }
+
+    /// An image of the release image's parts with another manifest.
+    #[track_caller]
+    pub fn with_manifest(manifest: &str) -> Self {
+        let artifacts = artifacts();
+        let manifest = Manifest::parse(manifest, Path::new("manifest of the test"))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let image = igvm_builder::build(
+            &manifest,
+            &Resources {
+                kernel: &read(&artifacts.vmlinux),
+                shim: &read(&artifacts.openhcl_boot),
+                initrd: &read(&artifacts.initrd),
+                sidecar: None,
+            },
+        );
+        match image {
+            Ok(image) => Self { bytes: image.bytes },
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Reads a valid file. Panics if it is none.

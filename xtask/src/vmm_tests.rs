@@ -56,6 +56,8 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         vsm_host: release.vsm_host,
         release_image: release.igvm,
         dev_image: dev.igvm,
+        vmlinux: release.vmlinux,
+        openhcl_boot: release.openhcl_boot,
         initrd: release.initrd,
         tmk: release.tmk,
         consoles,

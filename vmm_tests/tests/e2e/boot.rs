@@ -146,3 +146,31 @@ fn the_vtl_driver_is_loaded() {
     vm.expect(Source::Vtl2, "underhill_init: module mshv_vtl loaded");
     vm.expect_exit(ExitReason::PowerOff);
 }
+
+#[test]
+fn usermode_reads_the_log_that_the_boot_shim_left_in_memory() {
+    let mut vm = Scenario::release()
+        .bootargs("loglevel=8")
+        .power_off_after_boot()
+        .start();
+    vm.expect_exit(ExitReason::PowerOff);
+    let console = vm.console(Source::Vtl2);
+    let repeated: Vec<&str> = console
+        .lines()
+        .filter_map(|line| line.split_once(boot_events::SHIM_LOG_PREFIX))
+        .map(|(_, text)| text)
+        .collect();
+    for text in [boot_events::SHIM_STARTED, boot_events::SHIM_STARTS_KERNEL] {
+        assert!(
+            repeated.iter().any(|line| line.contains(text)),
+            "{text:?} is not in {repeated:#?}"
+        );
+    }
+}
+
+#[test]
+fn entropy_of_the_host_reaches_the_kernel() {
+    let mut vm = Scenario::release().power_off_after_boot().start();
+    vm.expect(Source::Vtl2, "bytes of entropy credited");
+    vm.expect_exit(ExitReason::PowerOff);
+}
