@@ -23,6 +23,17 @@ pub(crate) struct Cache {
     root: PathBuf,
 }
 
+/// A temporary directory on the cache's own file system, gone when dropped.
+///
+/// A run that is killed leaves it behind (a kernel's source tree is large); the lock file
+/// beside it then tells the next run that nobody uses it any more.
+#[derive(Debug)]
+pub(crate) struct Temporary {
+    directory: tempfile::TempDir,
+    lock_path: PathBuf,
+    _lock: Lock,
+}
+
 /// A lock that other runs respect; released when dropped.
 #[derive(Debug)]
 pub(crate) struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);
@@ -91,12 +102,22 @@ impl Cache {
         Ok(path)
     }
 
-    /// A temporary directory on the cache's own file system, gone when dropped.
-    pub(crate) fn temporary(&self, name: &str) -> anyhow::Result<tempfile::TempDir> {
-        tempfile::Builder::new()
+    /// A new temporary directory.
+    pub(crate) fn temporary(&self, name: &str) -> anyhow::Result<Temporary> {
+        // Between the two steps of making or removing one, no other run may look.
+        let _lock = self.lock("tmp")?;
+        let parent = self.root.join("tmp");
+        remove_abandoned(&parent)?;
+        let directory = tempfile::Builder::new()
             .prefix(&format!("{name}."))
-            .tempdir_in(self.root.join("tmp"))
-            .context("creating a temporary directory in the cache")
+            .tempdir_in(&parent)
+            .context("creating a temporary directory in the cache")?;
+        let lock_path = directory.path().with_added_extension("lock");
+        Ok(Temporary {
+            _lock: lock_file(&lock_path)?,
+            lock_path,
+            directory,
+        })
     }
 
     /// Takes a lock by name, waiting for other runs that have it.
@@ -120,6 +141,42 @@ impl Cache {
         }
         Ok(directory.join(format!("{name}.{}.log", std::process::id())))
     }
+}
+
+impl Temporary {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // If this fails the next run removes it.
+        let _ = std::fs::remove_file(&self.lock_path);
+    }
+}
+
+/// Removes temporary directories whose lock nobody holds.
+fn remove_abandoned(parent: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(parent)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "lock") {
+            continue;
+        }
+        // Gone, if its run has just ended in order.
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        if file.try_lock().is_ok() {
+            // A failure leaves the lock file, and with it the next attempt.
+            let directory = path.with_extension("");
+            if !directory.exists() || std::fs::remove_dir_all(&directory).is_ok() {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Locks the file `path`, which is created if it does not exist.
@@ -193,6 +250,27 @@ mod tests {
         assert!(cache.get("k", "1").is_none());
         assert_eq!(
             std::fs::read_dir(cache.root().join("tmp")).unwrap().count(),
+            0
+        );
+    }
+
+    #[test]
+    fn what_a_killed_run_left_behind_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path()).unwrap();
+        let killed = directory.path().join("tmp/kernel-build.x");
+        std::fs::create_dir(&killed).unwrap();
+        std::fs::write(killed.join("file"), "x").unwrap();
+        std::fs::write(directory.path().join("tmp/kernel-build.x.lock"), "").unwrap();
+        let running = cache.temporary("kernel-build").unwrap();
+        let another = cache.temporary("kernel-build").unwrap();
+        assert!(!killed.exists());
+        assert!(running.path().is_dir() && another.path().is_dir());
+        drop((running, another));
+        assert_eq!(
+            std::fs::read_dir(directory.path().join("tmp"))
+                .unwrap()
+                .count(),
             0
         );
     }

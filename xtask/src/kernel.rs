@@ -277,3 +277,47 @@ fn unpack(source: &SourcePackage, into: &Path) -> anyhow::Result<()> {
     process::pipeline(&mut [package, inner, tree])
         .with_context(|| format!("unpacking {}", source.deb.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(cached: &[&str]) -> Option<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path()).unwrap();
+        for name in cached {
+            std::fs::create_dir_all(cache.path("kernel-source", name)).unwrap();
+        }
+        let spec = KernelSpec::parse(kernel_config::KERNEL_TOML).unwrap();
+        let source = cached_source(&cache, &spec).unwrap();
+        source.map(|source| source.version)
+    }
+
+    #[test]
+    fn a_cached_source_of_the_range_is_used_again() {
+        let found = chosen(&["linux-source-7.2_7.2.9-1", "linux-source-7.3_7.3.9-1"]);
+        assert_eq!(found.as_deref(), Some("7.3.9-1"));
+        assert_eq!(chosen(&["linux-source-7.2_7.2.9-1"]), None);
+        assert_eq!(chosen(&[]), None);
+    }
+
+    #[test]
+    fn the_tested_source_is_preferred_to_a_later_one() {
+        let spec = KernelSpec::parse(kernel_config::KERNEL_TOML).unwrap();
+        let tested = format!("linux-source-7.3_{}", spec.source.tested);
+        let found = chosen(&["linux-source-7.3_7.3.9-1", &tested]);
+        assert_eq!(found, Some(spec.source.tested));
+    }
+
+    #[test]
+    fn any_input_of_the_build_changes_the_key() {
+        let spec = KernelSpec::parse(kernel_config::KERNEL_TOML).unwrap();
+        let requests = Requests::merge(Arch::X86_64.fragments().unwrap()).unwrap();
+        let one = key(&spec, &requests, "7.3.4-1", "gcc 12");
+        assert_eq!(one, key(&spec, &requests, "7.3.4-1", "gcc 12"));
+        assert_ne!(one, key(&spec, &requests, "7.3.5-1", "gcc 12"));
+        assert_ne!(one, key(&spec, &requests, "7.3.4-1", "gcc 13"));
+        let fewer = Requests::merge([]).unwrap();
+        assert_ne!(one, key(&spec, &fewer, "7.3.4-1", "gcc 12"));
+    }
+}
