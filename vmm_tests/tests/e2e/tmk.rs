@@ -214,4 +214,8 @@ fn without_a_parked_vcpu_the_machine_dies() {
         !matches!(exit, Ok(Exit::Host(ExitReason::PowerOff))),
         "it survived {UNPARKED_EXITS} exits\n{host}"
     );
+    // It may also hang or reset; where the host sees it, it says whose fault it is.
+    if matches!(exit, Ok(Exit::Host(ExitReason::HostError))) {
+        assert!(host.contains("which must be parked"), "{host}");
+    }
 }
