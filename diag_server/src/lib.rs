@@ -1,0 +1,3 @@
+//! The diagnostics service of the paravisor.
+
+#![deny(unsafe_code)]

@@ -1,0 +1,4 @@
+//! `ohcldiag`: asks a running paravisor.
+
+#![deny(unsafe_code)]
+fn main() {}

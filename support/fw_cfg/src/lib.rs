@@ -1,0 +1,3 @@
+//! Files that QEMU gives the machine (fw_cfg), read by DMA.
+
+#![deny(unsafe_code)]

@@ -1,0 +1,3 @@
+//! `#[derive(Inspect)]`.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The configuration of the paravisor: types, rules, messages.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The VM worker.
+
+#![deny(unsafe_code)]
