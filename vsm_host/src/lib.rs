@@ -23,8 +23,8 @@
 //!
 //! What it refuses: to trust anything that comes from the file or from VTL2; to own a
 //! device other than the HPET; to schedule: a VP has a CPU of its own, and no interrupt
-//! ever reaches the host. It does not defend itself against the devices and the local
-//! APIC that VTL2 owns (there is no IOMMU): VTL2 is the more trusted guest, not an enemy.
+//! ever reaches the host. It does not defend itself against the devices that VTL2 owns
+//! (there is no IOMMU): VTL2 is the more trusted guest, not an enemy.
 //!
 //! Unsafe code is in the binary part only, next to the instructions that need it.
 

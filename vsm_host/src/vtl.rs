@@ -1,6 +1,7 @@
 //! Virtual trust levels: which there are, and what memory each of them sees.
 
 use crate::clock::{HPET_BASE, HPET_SIZE};
+use crate::partition::apic;
 use crate::platform::{MemoryRange, normalize, subtract};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -99,10 +100,20 @@ impl VtlSpace {
         physical_address: impl FnOnce(&[PageTable]) -> u64,
     ) -> Result<Self, page_table::Error> {
         let (ram, mapped) = layout(vtl, machine);
-        let regions: Vec<Region> = mapped
+        let region =
+            |range: &MemoryRange, attributes| Region::new(range.start(), range.end(), attributes);
+        let mut regions: Vec<Region> = mapped
             .iter()
-            .map(|range| Region::new(range.start(), range.end(), Attributes::USER))
+            .map(|range| region(range, Attributes::USER))
             .collect();
+        if vtl == Vtl::PARAVISOR {
+            let read_only = Attributes {
+                write: false,
+                ..Attributes::USER
+            };
+            regions.extend(apic::pages().iter().map(|page| region(page, read_only)));
+            regions.sort_unstable_by_key(|region| region.start);
+        }
         let needed = tables_needed(&regions, machine.max_leaf)?;
         let mut tables: Vec<PageTable> = (0..needed).map(|_| PageTable::new_zeroed()).collect();
         let address = physical_address(&tables);
@@ -120,9 +131,10 @@ impl VtlSpace {
     }
 }
 
-/// RAM of a VTL, and all that is mapped for it. The paravisor sees the whole machine, its
-/// devices included, but neither the host nor the host's clock. The guest sees RAM that
-/// is nobody else's.
+/// RAM of a VTL, and what it reads and writes. The paravisor has the whole machine, its
+/// devices included, but neither the host nor the host's clock, and of the interrupt
+/// controllers only their registers, which are added by the caller. The guest sees RAM
+/// that is nobody else's.
 fn layout(vtl: Vtl, machine: &Machine<'_>) -> (Vec<MemoryRange>, Vec<MemoryRange>) {
     let host = MemoryRange::new(HOST_MEMORY_BASE, HOST_MEMORY_BASE + HOST_MEMORY_SIZE);
     let mut ram = machine.ram.to_vec();
@@ -131,10 +143,11 @@ fn layout(vtl: Vtl, machine: &Machine<'_>) -> (Vec<MemoryRange>, Vec<MemoryRange
     if vtl == Vtl::PARAVISOR {
         let mut mapped = vec![MemoryRange::new(0, machine.address_limit)];
         subtract(&mut mapped, host);
-        subtract(
-            &mut mapped,
-            MemoryRange::new(HPET_BASE, HPET_BASE + HPET_SIZE),
-        );
+        let hpet = MemoryRange::new(HPET_BASE, HPET_BASE + HPET_SIZE);
+        // Interrupt controllers are read directly but written by the host.
+        for range in apic::pages().into_iter().chain([hpet, apic::MESSAGES]) {
+            subtract(&mut mapped, range);
+        }
         (ram, mapped)
     } else {
         subtract(&mut ram, machine.vtl2_ram);
@@ -170,7 +183,15 @@ mod tests {
             let (ram, mapped) = layout(vtl, &machine(&ram));
             for range in ram.iter().chain(&mapped) {
                 assert!(!range.overlaps(host), "{vtl}: {range}");
-                assert!(!range.contains(HPET_BASE), "{vtl}: {range}");
+                for device in [
+                    HPET_BASE,
+                    0xfec0_0000,
+                    0xfee0_0000,
+                    0xfee0_1000,
+                    0xfeef_f000,
+                ] {
+                    assert!(!range.contains(device), "{vtl}: {range}");
+                }
             }
             assert!(ram.iter().all(|r| mapped.iter().any(|m| m.covers(*r))));
         }
@@ -193,8 +214,8 @@ mod tests {
     fn the_tables_of_a_terabyte_are_few() {
         let ram = [MemoryRange::new(0, 2 * GIB)];
         let space = VtlSpace::new(Vtl::PARAVISOR, &machine(&ram), |_| HOST_MEMORY_BASE).unwrap();
-        // Root, two of the third level, and those that the two holes need.
-        assert!(space.tables.len() <= 7, "{}", space.tables.len());
+        // Root, two of the third level, and those that the holes and the APIC need.
+        assert!(space.tables.len() <= 8, "{}", space.tables.len());
         assert_eq!(space.nested_cr3, HOST_MEMORY_BASE);
     }
 

@@ -79,6 +79,8 @@ pub enum ExitCode {
     INTR = 0x60,
     /// NMI.
     NMI = 0x61,
+    /// SMI.
+    SMI = 0x62,
     /// INIT.
     INIT = 0x63,
     /// CPUID.

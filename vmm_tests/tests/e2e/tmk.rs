@@ -152,16 +152,19 @@ fn random_hypercalls_and_msr_accesses_do_not_harm_the_host() {
 #[test]
 fn memory_of_the_host_is_out_of_reach() {
     let last = HOST_MEMORY_BASE + HOST_MEMORY_SIZE - 8;
-    for (access, gpa) in [
-        ("read", HOST_MEMORY_BASE),
-        ("write", HOST_MEMORY_BASE + 4 * MIB),
-        ("execute", HOST_MEMORY_BASE + 8 * MIB),
-        ("read", last),
-        ("write", 0xfed0_0000),
+    for (access, verb, gpa) in [
+        ("read", "reads from", HOST_MEMORY_BASE),
+        ("write", "writes to", HOST_MEMORY_BASE + 4 * MIB),
+        ("execute", "executes at", HOST_MEMORY_BASE + 8 * MIB),
+        ("read", "reads from", last),
+        // The HPET, and what QEMU would take for an interrupt message of a device.
+        ("write", "writes to", 0xfed0_0000),
+        ("write", "writes to", 0xfee0_1000),
     ] {
         let arguments = format!("touch tmk.gpa={gpa:#x} tmk.access={access}");
         let (cause, vm) = crashes(tmk(TmkImage::built(), &arguments));
-        assert!(cause.contains(&format!("{gpa:#x}")), "{access}: {cause}");
+        let expected = format!("{verb} GPA {gpa:#x}");
+        assert!(cause.contains(&expected), "{cause}, expected {expected}");
         drop(vm);
     }
 }
@@ -217,5 +220,14 @@ fn without_a_parked_vcpu_the_machine_dies() {
     // It may also hang or reset; where the host sees it, it says whose fault it is.
     if matches!(exit, Ok(Exit::Host(ExitReason::HostError))) {
         assert!(host.contains("which must be parked"), "{host}");
+    }
+}
+
+#[test]
+fn no_code_of_vtl2_runs_outside_of_a_vtl() {
+    // The parked CPU, one whose VP has not been started, the sender itself, and all.
+    for apic_id in [0, 2, 1, 255] {
+        let arguments = format!("sipi tmk.apic={apic_id}");
+        passes(tmk(TmkImage::built(), &arguments).vps(2));
     }
 }

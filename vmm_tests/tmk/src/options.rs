@@ -72,7 +72,7 @@ suite_list! {
     Stress = "stress", false;
     /// An access that the host must not allow; ends the machine.
     Touch = "touch", false;
-    /// INIT and SIPI to the CPU with the APIC id `tmk.apic`; ends the machine.
+    /// INIT and SIPI to the CPU with the APIC id `tmk.apic`.
     Sipi = "sipi", false;
     /// Crash report through the crash MSRs; ends the machine.
     CrashMessage = "crash_message", false;

@@ -12,6 +12,7 @@ use boot_events::{HOST_IMAGE_REFUSED_PREFIX, HOST_STARTED_SUFFIX};
 use page_table::LeafSize;
 use vsm_host::igvm::LoadPlan;
 use vsm_host::options::Options;
+use vsm_host::partition::apic::IO_APIC;
 use vsm_host::partition::{Config, Partition};
 use vsm_host::platform::pvh::StartInfo;
 use vsm_host::platform::{Firmware, MachineInfo, MemoryRange};
@@ -30,6 +31,8 @@ use x86_64::instructions::random::RdRand;
 const ENTROPY_BYTES: usize = 64;
 /// An IPI in xAPIC mode reaches no other ids; the highest value means all CPUs.
 const MAX_APIC_ID: u32 = 254;
+/// A write there sends an SMI, to all CPUs if the chipset is told so.
+const SMI_COMMAND_PORT: u16 = 0xb2;
 /// VTL2's address space ends here at the latest, in bits: behind every device of QEMU.
 const MAX_ADDRESS_BITS: u8 = 40;
 
@@ -111,6 +114,13 @@ fn discover(start_info: &StartInfo) -> MachineInfo {
             cpu.apic_id
         );
     }
+    for io_apic in &machine.io_apics {
+        assert!(
+            u64::from(io_apic.address) == IO_APIC,
+            "IOAPIC at {:#x}, expected one at {IO_APIC:#x}",
+            io_apic.address
+        );
+    }
     machine
 }
 
@@ -137,7 +147,8 @@ fn partition(machine: &MachineInfo, options: &Options<'_>, plan: &LoadPlan<'_>) 
     let spaces = VtlSpace::all(&view, |tables| tables.as_ptr() as u64)
         .unwrap_or_else(|error| panic!("nested page tables: {error}"));
     let iopm = IoPermissionMap::new(
-        (DEBUG_EXIT_PORT..DEBUG_EXIT_PORT + DEBUG_EXIT_PORT_SIZE).chain([DEBUG_CONSOLE_PORT]),
+        (DEBUG_EXIT_PORT..DEBUG_EXIT_PORT + DEBUG_EXIT_PORT_SIZE)
+            .chain([DEBUG_CONSOLE_PORT, SMI_COMMAND_PORT]),
     );
     let (used, free) = heap::usage();
     log!("heap: {} KiB used, {} KiB free", used >> 10, free >> 10);

@@ -48,6 +48,10 @@ impl Processor for Physical {
         lapic::send_nmi(apic_id as u8);
     }
 
+    fn write_device(&self, address: u64, value: u32) {
+        lapic::write_for_vtl(address, value);
+    }
+
     fn log(&self, text: fmt::Arguments<'_>) {
         console::line(text);
     }
@@ -70,7 +74,10 @@ pub(crate) fn enable_svm() {
     // permits the instructions that follow. Without GIF nothing interrupts the host,
     // which expects no interrupt.
     unsafe {
-        Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE));
+        // With NXE a nested page fault tells whether it was a fetch.
+        Efer::update(|efer| {
+            efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE | EferFlags::NO_EXECUTE_ENABLE);
+        });
         Msr::new(VM_HSAVE_PA).write(&raw const save_area.0 as u64);
         asm!("clgi", options(nostack, nomem));
     }

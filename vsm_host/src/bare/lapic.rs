@@ -1,13 +1,9 @@
 //! The local APIC of the CPU that runs here, by its registers in memory.
 //!
-//! It belongs to VTL2. The host uses it before VTL2 runs (to start the other CPUs and to
-//! measure the timer) and for one thing afterwards: the NMI that wakes a parked CPU. It
-//! leaves the registers as it found them.
-//!
-//! That VTL2 has the local APIC is also a limit of this host: by INIT and start-up IPIs
-//! VTL2 could take any CPU away from it, the parked one included, as it could overwrite
-//! the host by DMA. VTL2 is trusted not to; what is refused elsewhere is refused so that
-//! a mistake in VTL2 has a defined end.
+//! It belongs to VTL2, except that VTL2's writes go through `partition::apic`. The host
+//! uses it before VTL2 runs (to start the other CPUs and to measure the timer) and for
+//! one thing afterwards: the NMI that wakes a parked CPU. It leaves the registers as it
+//! found them.
 
 #![expect(unsafe_code, reason = "local APIC registers")]
 
@@ -79,6 +75,13 @@ pub(crate) fn send_nmi(apic_id: u8) {
     write(ICR_LOW, ICR_ASSERT | ICR_NMI);
     wait_until_sent();
     write(ICR_HIGH, destination);
+}
+
+/// Writes a register of this CPU's local APIC or of the IOAPIC on behalf of VTL2.
+pub(crate) fn write_for_vtl(address: u64, value: u32) {
+    // SAFETY: `partition::apic` has checked that the address is a register, which is
+    // identity-mapped, and that the value reaches no CPU of the host.
+    unsafe { core::ptr::write_volatile(address as *mut u32, value) }
 }
 
 /// Starts the timer for measuring: longest period, no division, no interrupt.

@@ -19,6 +19,8 @@ pub enum Refused {
     Register(u32),
     /// A port that is the host's.
     Port(u16),
+    /// A write to an interrupt controller, by address.
+    Apic(u64),
     /// An instruction that is the host's, by exit code.
     Instruction(u64),
 }
@@ -31,6 +33,7 @@ impl fmt::Display for Refused {
             Self::Hypercall(code) => write!(f, "hypercall {code:#06x}"),
             Self::Register(name) => write!(f, "VP register {name:#x}"),
             Self::Port(port) => write!(f, "access to port {port:#x}"),
+            Self::Apic(address) => write!(f, "write to APIC register {address:#x}"),
             Self::Instruction(exit) => write!(f, "instruction with exit code {exit:#x}"),
         }
     }

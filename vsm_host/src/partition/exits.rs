@@ -1,7 +1,7 @@
 //! What happens when a VP leaves its VTL.
 
 use super::counters::Refused;
-use super::{Next, Partition, Processor, Vp, gpr};
+use super::{Next, Partition, Processor, Vp, apic, gpr};
 use crate::hypercall::Outcome;
 use crate::svm::fetch;
 use crate::svm::fetch::Instruction;
@@ -14,6 +14,8 @@ use x86_defs::svm::{EventInjection, ExitCode, IoInfo};
 
 /// Bit of EXITINFO1 of a nested page fault: it was a write.
 const NPF_WRITE: u64 = 1 << 1;
+/// It was a write of the instruction itself, not of the page tables' walk.
+const NPF_STORE: u64 = 1 << 32 | NPF_WRITE;
 /// It was an instruction fetch.
 const NPF_FETCH: u64 = 1 << 4;
 
@@ -96,18 +98,28 @@ impl Partition {
                 Next::End(ExitReason::HostError)
             }
             ExitCode::NPF => {
+                let denied = if apic::pages().iter().any(|page| page.contains(info2)) {
+                    if info1 & NPF_STORE == NPF_STORE && self.write_apic(vp, processor, info2) {
+                        return Next::Resume;
+                    }
+                    "which only a 32-bit MOV of 64-bit code may"
+                } else {
+                    "which it does not have"
+                };
                 let access = match info1 {
-                    info if info & NPF_FETCH != 0 => "fetches from",
+                    info if info & NPF_FETCH != 0 => "executes at",
                     info if info & NPF_WRITE != 0 => "writes to",
                     _ => "reads from",
                 };
                 self.crashed(
                     vp,
                     processor,
-                    format_args!("{access} GPA {info2:#x}, which it does not have"),
+                    format_args!("{access} GPA {info2:#x}, {denied}"),
                 )
             }
             ExitCode::SHUTDOWN => self.crashed(vp, processor, format_args!("triple fault")),
+            // Only a device that VTL2 has told to can have sent one.
+            ExitCode::SMI => self.crashed(vp, processor, format_args!("SMI")),
             ExitCode::INIT => self.crashed(vp, processor, format_args!("INIT from another VP")),
             ExitCode::INVALID => self.crashed(
                 vp,

@@ -4,6 +4,7 @@
 //! behind locks or is atomic. Nothing here touches the processor: [`Processor`] does,
 //! so that all of it is tested on the build machine.
 
+pub mod apic;
 pub mod counters;
 pub mod crash;
 mod exits;
@@ -43,6 +44,8 @@ pub trait Processor: RamAccess {
     fn tsc(&self) -> u64;
     /// Sends the NMI that wakes a parked CPU; returns when the CPU has it.
     fn wake(&self, apic_id: u32);
+    /// Writes a register of an interrupt controller.
+    fn write_device(&self, address: u64, value: u32);
     /// Logs a line.
     fn log(&self, text: fmt::Arguments<'_>);
 }
@@ -66,6 +69,8 @@ pub mod gpr {
     pub const RDX: usize = 2;
     /// RBX.
     pub const RBX: usize = 3;
+    /// RSP; while a VP does not run it is in the VMCB.
+    pub const RSP: usize = 4;
     /// R8.
     pub const R8: usize = 8;
 }
@@ -106,6 +111,7 @@ struct Shared {
     vsm_config: VsmPartitionConfig,
     crash_parameters: [u64; crash::PARAMETERS],
     crash: Option<CrashReport>,
+    io_apic_selected: u8,
 }
 
 /// What the VPs share of a VTL.

@@ -19,6 +19,7 @@ pub(crate) const CODE: u64 = 0x8000;
 pub(crate) struct FakeProcessor {
     pub ram: FakeRam,
     pub woken: RefCell<Vec<u32>>,
+    pub written: RefCell<Vec<(u64, u32)>>,
     pub log: RefCell<Vec<String>>,
 }
 
@@ -45,6 +46,10 @@ impl Processor for FakeProcessor {
 
     fn wake(&self, apic_id: u32) {
         self.woken.borrow_mut().push(apic_id);
+    }
+
+    fn write_device(&self, address: u64, value: u32) {
+        self.written.borrow_mut().push((address, value));
     }
 
     fn log(&self, text: fmt::Arguments<'_>) {
@@ -81,6 +86,7 @@ pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
     let processor = FakeProcessor {
         ram: FakeRam::new(RAM as usize),
         woken: RefCell::default(),
+        written: RefCell::default(),
         log: RefCell::default(),
     };
     (partition, vp, processor)
@@ -371,4 +377,64 @@ proptest! {
         vp.vmcb_mut().control.exit_info2 = info2;
         let _ = partition.handle_exit(&mut vp, &processor);
     }
+}
+
+/// A write by the instruction itself, as the processor tells it.
+const STORE: u64 = 1 << 32 | 0b110;
+
+#[test]
+fn apic_writes_are_carried_out_unless_they_start_cpus() {
+    let (partition, mut vp, processor) = setup();
+    let mut store = |gpa, ecx, bytes: &[u8]| {
+        exit(&mut vp, &processor, ExitCode::NPF, STORE, bytes);
+        vp.vmcb_mut().control.exit_info2 = gpa;
+        vp.gprs[gpr::RCX] = ecx;
+        (
+            partition.handle_exit(&mut vp, &processor),
+            vp.vmcb().save.rip,
+        )
+    };
+    // mov dword ptr [rax], 7; mov [rax], ecx
+    let number = [0xc7, 0x00, 7, 0, 0, 0];
+    let register = [0x89, 0x08];
+    let next = (Next::Resume, CODE + 2);
+    assert_eq!(store(0xfee0_00b0, 0, &number), (Next::Resume, CODE + 6));
+    assert_eq!(store(0xfee0_0310, 0x100_0000, &register), next);
+    assert_eq!(store(0xfee0_0300, 0x4500, &register), next);
+    assert_eq!(store(0xfee0_0300, 0x40fb, &register), next);
+    // The high half of an entry of the IOAPIC, then INIT in the low one.
+    assert_eq!(store(0xfec0_0000, 0x11, &register), next);
+    assert_eq!(store(0xfec0_0010, 0x4500, &register), next);
+    assert_eq!(store(0xfec0_0000, 0x10, &register), next);
+    assert_eq!(store(0xfec0_0010, 0x4500, &register), next);
+    let written = [
+        (0xfee0_00b0, 7),
+        (0xfee0_0310, 0x100_0000),
+        (0xfee0_0300, 0x40fb),
+        (0xfec0_0000, 0x11),
+        (0xfec0_0010, 0x4500),
+        (0xfec0_0000, 0x10),
+    ];
+    assert_eq!(*processor.written.borrow(), written);
+    // Any other instruction is a crash, as is any other page.
+    let end = Next::End(ExitReason::Vtl2Crash);
+    assert_eq!(store(0xfee0_0300, 0, &[0x87, 0x08]).0, end);
+    assert_eq!(store(0xfee0_1300, 0, &register).0, end);
+}
+
+#[test]
+fn page_tables_in_the_apic_are_a_crash() {
+    let (partition, mut vp, processor) = setup();
+    // The walk writes, whatever the instruction is.
+    exit(
+        &mut vp,
+        &processor,
+        ExitCode::NPF,
+        1 << 33 | 2,
+        &[0x89, 0x08],
+    );
+    vp.vmcb_mut().control.exit_info2 = 0xfee0_00b0;
+    let end = Next::End(ExitReason::Vtl2Crash);
+    assert_eq!(partition.handle_exit(&mut vp, &processor), end);
+    assert!(processor.written.borrow().is_empty());
 }

@@ -11,7 +11,7 @@ use x86_defs::svm::Save;
 use x86_defs::{CR0_PG, CR4_LA57, EFER_LMA};
 
 /// No instruction is longer.
-const MAX_LENGTH: usize = 15;
+pub(super) const MAX_LENGTH: usize = 15;
 
 const PRESENT: u64 = 1 << 0;
 const LARGE: u64 = 1 << 7;
@@ -73,7 +73,7 @@ fn length_of(bytes: &[u8], instruction: Instruction, long: bool) -> Option<usize
 }
 
 /// Reads code at a linear address; returns how many bytes could be read.
-fn fetch<R: RamAccess + ?Sized>(
+pub(super) fn fetch<R: RamAccess + ?Sized>(
     memory: &GuestMemory<'_, R>,
     save: &Save,
     linear: u64,

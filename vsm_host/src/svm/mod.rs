@@ -5,4 +5,5 @@
 pub mod context;
 pub mod fetch;
 pub mod permissions;
+pub mod store;
 pub mod vmcb;

@@ -25,6 +25,7 @@ pub fn new(nested_cr3: u64, iopm: u64, msrpm: u64, asid: u32) -> Vmcb {
     let mut vmcb = Vmcb::new_zeroed();
     let control = &mut vmcb.control;
     control.intercepts3 = Intercepts3::new()
+        .with_smi(true)
         .with_init(true)
         .with_cpuid(true)
         .with_invlpga(true)

@@ -1,4 +1,4 @@
-//! Starting a CPU behind the host's back, by the local APIC, which is VTL2's.
+//! Starting a CPU behind the host's back, by the interrupt controllers, which are VTL2's.
 
 #![expect(unsafe_code, reason = "local APIC, and code in low memory")]
 
@@ -18,6 +18,12 @@ const CODE: [u8; 10] = [
 ];
 /// Interrupt command register: low half, high half.
 const ICR: [u64; 2] = [0xfee0_0300, 0xfee0_0310];
+/// Registers of the IOAPIC: selection, window.
+const IO_APIC: [u64; 2] = [0xfec0_0000, 0xfec0_0010];
+/// Low half of an entry that nothing uses.
+const IO_APIC_ENTRY: u32 = 0x10 + 2 * 20;
+/// An entry that is masked and would send INIT.
+const ENTRY_INIT: u32 = 0x1_0500;
 /// INIT, asserted.
 const ICR_INIT: u32 = 0x4500;
 /// Start-up, asserted; the vector is the page number.
@@ -39,6 +45,17 @@ pub fn start(apic_id: u8) -> bool {
     }
     // SAFETY: RAM, mapped, referenced by nobody.
     unsafe { (SIGN as *const u8).read_volatile() == SIGN_VALUE }
+}
+
+/// Asks the IOAPIC to send INIT on behalf of a device. True if it would.
+pub fn init_by_device() -> bool {
+    // SAFETY: the registers of the IOAPIC are mapped and VTL2's; the entry is masked.
+    unsafe {
+        (IO_APIC[0] as *mut u32).write_volatile(IO_APIC_ENTRY);
+        let window = IO_APIC[1] as *mut u32;
+        window.write_volatile(ENTRY_INIT);
+        window.read_volatile() & 0x700 == ENTRY_INIT & 0x700
+    }
 }
 
 fn poke(address: u64, byte: u8) {

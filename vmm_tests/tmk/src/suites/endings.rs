@@ -40,6 +40,10 @@ pub(super) fn sipi(c: &mut Context<'_>) {
                 !escaped,
                 "own code ran in real mode on the CPU with APIC id {apic_id}"
             );
+            ensure!(
+                !real_mode::init_by_device(),
+                "an entry of the IOAPIC sends INIT"
+            );
             Ok(())
         });
 }
