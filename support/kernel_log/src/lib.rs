@@ -12,6 +12,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod filter;
+pub mod subscriber;
+
 use boot_events::KERNEL_LOG_RECORD_MAX;
 use std::fs::File;
 use std::io::Write;
@@ -24,6 +27,8 @@ pub const DEVICE: &str = "/dev/kmsg";
 pub const FACILITY_INIT: u8 = 2;
 /// Facility of the paravisor process.
 pub const FACILITY_PARAVISOR: u8 = 3;
+/// Facility of the VM worker.
+pub const FACILITY_WORKER: u8 = 4;
 
 /// How important a record is, as the kernel counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +105,11 @@ impl KernelLog {
     /// Writes at [`Level::Debug`].
     pub fn debug(&self, text: &str) {
         self.write(Level::Debug, text);
+    }
+
+    /// What stands in front of every line.
+    pub fn prefix(&self) -> &'static str {
+        self.prefix
     }
 
     /// Bytes of text that fit into one record of this log.
