@@ -1,10 +1,10 @@
 //! ttrpc: requests and responses over a stream, as containerd's ttrpc defines them.
+//!
+//! [`frame`] cuts a stream into messages, [`request`] reads a request without copying it.
+//! Both are pure functions over bytes, shared by server and client.
 
-/// Bytes of a frame's header: length (big-endian `u32`), stream id (big-endian `u32`),
-/// type (`u8`), flags (`u8`).
-pub const HEADER_SIZE: usize = 10;
-/// The length field counts the message only and has 24 usable bits.
-pub const MAX_MESSAGE: usize = (1 << 24) - 1;
+pub mod frame;
+pub mod request;
 
 /// A request.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
