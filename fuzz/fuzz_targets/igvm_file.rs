@@ -7,15 +7,10 @@
 
 #![no_main]
 
+use igvm_loader::{
+    AcpiTables, Cpu, HostMemoryWriter, MachineInfo, MemoryRange, Options, RamRange, plan,
+};
 use libfuzzer_sys::fuzz_target;
-use vsm_host::igvm::HostMemoryWriter;
-use vsm_host::igvm::plan;
-use vsm_host::options::Options;
-use vsm_host::platform::Cpu;
-use vsm_host::platform::MachineInfo;
-use vsm_host::platform::MemoryRange;
-use vsm_host::platform::RamRange;
-use vsm_host::platform::acpi::AcpiTables;
 
 const MIB: u64 = 1 << 20;
 const RAM: MemoryRange = MemoryRange::new(128 * MIB, 512 * MIB);
@@ -39,8 +34,7 @@ impl HostMemoryWriter for Checker {
 
 fn machine() -> MachineInfo {
     MachineInfo {
-        cpus: (0..3).map(|apic_id| Cpu { apic_id, node: 0 }).collect(),
-        bsp_apic_id: 0,
+        vps: (1..3).map(|apic_id| Cpu { apic_id, node: 0 }).collect(),
         ram: vec![RamRange {
             range: RAM,
             node: 0,

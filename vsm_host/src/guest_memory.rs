@@ -4,7 +4,7 @@
 //! the RAM that this VTL has. Nobody holds a reference into it: the VTL's other VPs and
 //! its devices change it at any time, so bytes are copied out, once, and then parsed.
 
-use crate::platform::{MemoryRange, PAGE_SIZE};
+use igvm_loader::{MemoryRange, PAGE_SIZE};
 use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 

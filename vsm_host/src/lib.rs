@@ -6,9 +6,9 @@
 //!
 //! What it does, in the order of the boot flow:
 //! 1. [`platform`] learns the machine: PVH start information, ACPI tables, RAM.
-//! 2. [`options`] reads the host's own command line.
-//! 3. [`igvm`] validates the whole file, chooses where it goes and yields a
-//!    [`igvm::LoadPlan`]; [`params`] makes what the file wants to know of the machine.
+//! 2. [`igvm_loader::Options`] reads the host's own command line.
+//! 3. [`igvm_loader`] validates the whole file, chooses where it goes, makes what the file
+//!    wants to know of the machine and yields a [`igvm_loader::LoadPlan`].
 //! 4. The plan is executed; [`vtl`] gives each VTL its nested page table.
 //! 5. VP 0 begins in VTL2 as the image says; [`partition`] handles what makes a VP leave
 //!    its VTL: [`cpuid`], MSRs, [`hypercall`]s, ports, faults. The other CPUs sleep until
@@ -37,9 +37,6 @@ pub mod clock;
 pub mod cpuid;
 pub mod guest_memory;
 pub mod hypercall;
-pub mod igvm;
-pub mod options;
-pub mod params;
 pub mod partition;
 pub mod platform;
 pub mod svm;

@@ -2,10 +2,10 @@
 
 use crate::clock::{HPET_BASE, HPET_SIZE};
 use crate::partition::apic;
-use crate::platform::{MemoryRange, normalize, subtract};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use igvm_loader::{MemoryRange, normalize, subtract};
 use page_table::{
     Attributes, Config, LeafSize, PageTable, Region, build_identity_map, tables_needed,
 };

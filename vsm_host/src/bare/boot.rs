@@ -9,17 +9,15 @@ use super::{clock, cpu, exit, heap, interrupts, lapic, memory, smp};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use boot_events::{HOST_IMAGE_REFUSED_PREFIX, HOST_STARTED_SUFFIX};
+use igvm_loader::{LoadPlan, MachineInfo, MemoryRange, Options};
 use page_table::LeafSize;
-use vsm_host::igvm::LoadPlan;
-use vsm_host::options::Options;
 use vsm_host::partition::apic::IO_APIC;
 use vsm_host::partition::{Config, Partition};
+use vsm_host::platform::Firmware;
 use vsm_host::platform::pvh::StartInfo;
-use vsm_host::platform::{Firmware, MachineInfo, MemoryRange};
-use vsm_host::svm::context::StartContext;
 use vsm_host::svm::permissions::{IoPermissionMap, MsrPermissionMap};
 use vsm_host::vtl::{Machine, Vtl, VtlSpace};
-use vsm_host::{igvm, log_text, platform};
+use vsm_host::{log_text, platform};
 use vsm_host_defs::{
     DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DEBUG_EXIT_PORT_SIZE, ExitReason, HOST_MEMORY_BASE,
     HOST_MEMORY_SIZE,
@@ -46,13 +44,15 @@ extern "C" fn bsp_main(start_info: u64) -> ! {
     mask_8259();
     let start_info = StartInfo::read(&Physical, start_info).unwrap_or_else(|e| panic!("{e}"));
     let options = Options::parse_bytes(&start_info.command_line).unwrap_or_else(|e| panic!("{e}"));
-    let machine = discover(&start_info);
-    smp::start(machine.cpus.len() as u32 - 1);
-    log!("{} CPUs run", machine.cpus.len());
+    let machine = discover(&start_info, options.park);
+    // All but this one.
+    let others = machine.vps.len() as u32 - u32::from(!options.park);
+    smp::start(others);
+    log!("{} CPUs run", others + 1);
 
     let image = start_info.modules.first();
     let image = image.copied().and_then(memory::file).unwrap_or_default();
-    let plan = igvm::plan(image, &machine, &options).unwrap_or_else(|error| {
+    let plan = igvm_loader::plan(image, &machine, &options).unwrap_or_else(|error| {
         log!("{}{error}", log_text(HOST_IMAGE_REFUSED_PREFIX));
         exit::end(ExitReason::ImageRefused)
     });
@@ -64,7 +64,7 @@ extern "C" fn bsp_main(start_info: u64) -> ! {
     );
 
     let bsp = lapic::id();
-    let partition = smp::PARTITION.call_once(|| partition(&machine, &options, &plan));
+    let partition = smp::PARTITION.call_once(|| partition(&machine, &plan));
     cpu::enable_svm();
     start_vp_0(partition, &plan);
     // Without parking this CPU has a VP of its own.
@@ -85,7 +85,7 @@ fn mask_8259() {
 }
 
 /// Learns the machine, or ends it: without CPUs and memory there is nothing to do.
-fn discover(start_info: &StartInfo) -> MachineInfo {
+fn discover(start_info: &StartInfo, park: bool) -> MachineInfo {
     let own = [MemoryRange::new(
         HOST_MEMORY_BASE,
         HOST_MEMORY_BASE + HOST_MEMORY_SIZE,
@@ -96,6 +96,7 @@ fn discover(start_info: &StartInfo) -> MachineInfo {
         own: &own,
         busy: &start_info.modules,
         bsp_apic_id: lapic::id(),
+        park,
         physical_address_bits: physical_address_bits(),
         entropy: &entropy(),
         com3: com3_answers(),
@@ -107,7 +108,7 @@ fn discover(start_info: &StartInfo) -> MachineInfo {
             "RAM {ram}, expected none above {MAPPED_LIMIT:#x}"
         );
     }
-    for cpu in &machine.cpus {
+    for cpu in &machine.vps {
         assert!(
             cpu.apic_id <= MAX_APIC_ID,
             "CPU with APIC id {}, expected at most {MAX_APIC_ID}",
@@ -125,7 +126,7 @@ fn discover(start_info: &StartInfo) -> MachineInfo {
 }
 
 /// Builds what the VPs need.
-fn partition(machine: &MachineInfo, options: &Options<'_>, plan: &LoadPlan<'_>) -> Partition {
+fn partition(machine: &MachineInfo, plan: &LoadPlan<'_>) -> Partition {
     let frequencies = clock::calibrate();
     log!(
         "TSC {} kHz, APIC timer {} kHz",
@@ -154,11 +155,7 @@ fn partition(machine: &MachineInfo, options: &Options<'_>, plan: &LoadPlan<'_>) 
     log!("heap: {} KiB used, {} KiB free", used >> 10, free >> 10);
     // The partition lives as long as the machine, and so do its maps.
     Partition::new(Config {
-        apic_ids: machine
-            .vps(options.park)
-            .iter()
-            .map(|cpu| cpu.apic_id)
-            .collect(),
+        apic_ids: machine.vps.iter().map(|cpu| cpu.apic_id).collect(),
         spaces,
         frequencies,
         start_tsc: clock::start_tsc(),
@@ -169,14 +166,9 @@ fn partition(machine: &MachineInfo, options: &Options<'_>, plan: &LoadPlan<'_>) 
 
 /// Starts VP 0 in VTL2 as the image says.
 fn start_vp_0(partition: &Partition, plan: &LoadPlan<'_>) {
-    let initial = plan.initial_context();
-    let mut context = StartContext::new(initial.state)
-        .unwrap_or_else(|error| panic!("context that the image's checks let through: {error}"));
-    context.gprs = initial.gprs;
-    context.cr2 = initial.cr2;
     partition
         .enable_vp_vtl(0, Vtl::PARAVISOR)
-        .and_then(|()| partition.start_vp(0, Vtl::PARAVISOR, context, &Physical))
+        .and_then(|()| partition.start_vp(0, Vtl::PARAVISOR, plan.context().clone(), &Physical))
         .unwrap_or_else(|error| panic!("VP 0: {error:?}"));
 }
 

@@ -4,9 +4,9 @@
 
 use super::entry::MAPPED_LIMIT;
 use core::arch::asm;
+use igvm_loader::{HostMemoryWriter, MemoryRange};
 use vsm_host::guest_memory::RamAccess;
-use vsm_host::igvm::HostMemoryWriter;
-use vsm_host::platform::{MemoryRange, PhysMemory, Unreadable};
+use vsm_host::platform::{PhysMemory, Unreadable};
 
 /// All of physical memory.
 pub(crate) struct Physical;

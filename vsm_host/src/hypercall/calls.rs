@@ -4,7 +4,6 @@ use super::registers;
 use crate::guest_memory::GuestMemory;
 use crate::log_text;
 use crate::partition::{Partition, Processor, Vp};
-use crate::svm::context::StartContext;
 use crate::vtl::Vtl;
 use boot_events::HOST_POWER_OFF;
 use hv_defs::hypercall::{
@@ -12,6 +11,7 @@ use hv_defs::hypercall::{
     HypercallCode,
 };
 use hv_defs::{HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF};
+use igvm_loader::StartContext;
 use vsm_host_defs::ExitReason;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

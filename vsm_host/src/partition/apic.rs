@@ -10,9 +10,9 @@
 
 use super::counters::Refused;
 use super::{Partition, Processor, Vp, gpr};
-use crate::platform::{MemoryRange, PAGE_SIZE};
 use crate::svm::store::Source;
 use crate::svm::{store, vmcb};
+use igvm_loader::{MemoryRange, PAGE_SIZE};
 
 /// Where the local APIC is; VTLs cannot move it.
 pub const LOCAL_APIC: u64 = 0xfee0_0000;

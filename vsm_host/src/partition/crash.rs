@@ -91,7 +91,7 @@ fn printable(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::guest_memory::tests::FakeRam;
-    use crate::platform::MemoryRange;
+    use igvm_loader::MemoryRange;
     use proptest::prelude::*;
 
     fn take(parameters: [u64; 5], control: u64, ram: &[u8]) -> Option<CrashReport> {

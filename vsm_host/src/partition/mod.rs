@@ -18,8 +18,7 @@ use crate::clock::{Frequencies, ReferenceTime};
 use crate::cpuid;
 use crate::guest_memory::{GuestMemory, RamAccess};
 use crate::hypercall::check_vsm_config;
-use crate::svm::context::StartContext;
-use crate::svm::vmcb;
+use crate::svm::{context, vmcb};
 use crate::vtl::{VTL_COUNT, Vtl, VtlSpace};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -29,6 +28,7 @@ use crash::CrashReport;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::msr::OverlayPage;
 use hv_defs::vsm::VsmPartitionConfig;
+use igvm_loader::{Gprs, StartContext};
 use mailbox::{Mailbox, Sleeper};
 use msrs::Mtrrs;
 use overlay::Overlay;
@@ -74,9 +74,6 @@ pub mod gpr {
     /// R8.
     pub const R8: usize = 8;
 }
-
-/// General-purpose registers; RAX and RSP are in the VMCB.
-pub type Gprs = [u64; 16];
 
 /// What the partition is made of.
 pub struct Config {
@@ -260,7 +257,7 @@ impl Partition {
 pub struct Vp {
     /// Its index.
     pub index: u32,
-    /// General-purpose registers, which all VTLs share.
+    /// General-purpose registers, which all VTLs share; RAX and RSP are in the VMCB.
     pub gprs: Gprs,
     /// The VTL that it is in.
     pub vtl: Vtl,
@@ -317,6 +314,6 @@ impl Vp {
     fn begin(&mut self, vtl: Vtl, context: &StartContext) {
         self.vtl = vtl;
         self.gprs = context.gprs;
-        context.apply(self.vmcb_mut());
+        context::apply(context, self.vmcb_mut());
     }
 }

@@ -7,10 +7,10 @@
 use super::counters::Refused;
 use super::crash::CrashReport;
 use super::{Next, Partition, Processor, Vp, crash, overlay};
-use crate::svm::context::EFER_GUEST;
 use crate::svm::vmcb::Exception;
 use crate::vtl::Vtl;
 use hv_defs::msr::*;
+use igvm_loader::EFER_GUEST;
 use vsm_host_defs::ExitReason;
 use x86_defs::msr::*;
 use x86_defs::{CR0_PG, EFER_LMA, EFER_LME, EFER_SVME};

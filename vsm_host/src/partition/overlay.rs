@@ -94,7 +94,7 @@ pub fn reference_tsc_page(time: &ReferenceTime) -> [u8; PAGE] {
 mod tests {
     use super::*;
     use crate::guest_memory::tests::FakeRam;
-    use crate::platform::MemoryRange;
+    use igvm_loader::MemoryRange;
 
     #[test]
     fn what_an_overlay_covers_comes_back() {

@@ -1,9 +1,9 @@
 use super::*;
 use crate::guest_memory::tests::FakeRam;
-use crate::platform::MemoryRange;
 use crate::svm::context::tests::linux_ap;
 use crate::vtl::Machine;
 use hv_defs::msr::*;
+use igvm_loader::MemoryRange;
 use page_table::LeafSize;
 use proptest::prelude::*;
 use std::cell::RefCell;
@@ -78,7 +78,7 @@ pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
         msrpm: 0,
     });
     let mut vp = Vp::new(&partition, 0);
-    StartContext::new(linux_ap()).unwrap().apply(vp.vmcb_mut());
+    vp.begin(Vtl::PARAVISOR, &StartContext::new(linux_ap()).unwrap());
     let save = &mut vp.vmcb_mut().save;
     save.cr0 = 1;
     save.rip = CODE;

@@ -6,9 +6,10 @@
 //! trait wants port, PCI and timer access for the AML interpreter. Four fixed layouts,
 //! copied once and then checked, are less code than its handler.
 
-use super::{Cpu, IoApic, MemoryRange, PhysMemory, RamRange, Unreadable};
+use super::{PhysMemory, Unreadable};
 use alloc::vec;
 use alloc::vec::Vec;
+use igvm_loader::{AcpiTables, Cpu, IoApic, MemoryRange, RamRange};
 use thiserror::Error;
 
 /// Size of the header that every table begins with.
@@ -23,19 +24,6 @@ const SRAT: &str = "SRAT";
 const MADT_IO_APIC: u8 = 1;
 const SRAT_LOCAL_APIC: u8 = 0;
 const SRAT_MEMORY: u8 = 1;
-
-/// The tables, as the firmware made them. Only the MADT must be there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AcpiTables {
-    /// Multiple APIC description table.
-    pub madt: Vec<u8>,
-    /// System resource affinity table.
-    pub srat: Option<Vec<u8>>,
-    /// System locality information table.
-    pub slit: Option<Vec<u8>>,
-    /// Processor properties topology table.
-    pub pptt: Option<Vec<u8>>,
-}
 
 /// Why the ACPI tables cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -134,21 +122,19 @@ pub fn topology(tables: &AcpiTables) -> Result<Topology, AcpiError> {
     Ok(topology)
 }
 
-/// Takes a CPU out of a copied MADT or SRAT by clearing its enabled bit.
-pub fn disable_cpu(table: &mut [u8], apic_id: u32) {
-    let name = if table.starts_with(b"SRAT") {
-        SRAT
-    } else {
-        MADT
-    };
-    let flags = structures(name, table).find_map(|structure| {
-        let structure = structure.ok()?;
-        let cpu = structure.cpu().ok()??;
-        (cpu.apic_id == apic_id).then_some(structure.offset + structure.cpu_flags())
-    });
-    if let Some(position) = flags {
-        table[position] &= !1;
-        table[9] = table[9].wrapping_sub(sum(table));
+/// Takes a CPU out of the copied MADT and SRAT by clearing its enabled bit.
+pub fn disable_cpu(tables: &mut AcpiTables, apic_id: u32) {
+    let srat = tables.srat.as_deref_mut().unwrap_or_default();
+    for (name, table) in [(MADT, &mut tables.madt[..]), (SRAT, srat)] {
+        let flags = structures(name, table).find_map(|structure| {
+            let structure = structure.ok()?;
+            let cpu = structure.cpu().ok()??;
+            (cpu.apic_id == apic_id).then_some(structure.offset + structure.cpu_flags())
+        });
+        if let Some(position) = flags {
+            table[position] &= !1;
+            table[9] = table[9].wrapping_sub(sum(table));
+        }
     }
 }
 

@@ -7,13 +7,11 @@
 
 pub mod acpi;
 pub mod pvh;
-mod range;
 
-pub use range::{MemoryRange, PAGE_SIZE, normalize, subtract};
-
-use acpi::{AcpiError, AcpiTables};
+use acpi::AcpiError;
 use alloc::vec;
 use alloc::vec::Vec;
+use igvm_loader::{MachineInfo, MemoryRange, RamRange, normalize, subtract};
 use pvh::{MemoryKind, MemoryMapEntry};
 use thiserror::Error;
 
@@ -51,62 +49,12 @@ pub struct Firmware<'a> {
     pub busy: &'a [MemoryRange],
     /// The CPU that runs this.
     pub bsp_apic_id: u32,
+    /// It gets no VP.
+    pub park: bool,
     /// CPUID 0x80000008, EAX bits 0 to 7.
     pub physical_address_bits: u8,
     /// Random bytes for the image.
     pub entropy: &'a [u8],
-    /// A 16550 answers at 0x3e8.
-    pub com3: bool,
-}
-
-/// A CPU of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cpu {
-    /// Its local APIC id.
-    pub apic_id: u32,
-    /// Its NUMA node.
-    pub node: u32,
-}
-
-/// A run of RAM on one NUMA node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RamRange {
-    /// Where; page aligned.
-    pub range: MemoryRange,
-    /// The node.
-    pub node: u32,
-}
-
-/// An IOAPIC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IoApic {
-    /// Physical address of its registers.
-    pub address: u32,
-    /// First global system interrupt.
-    pub gsi_base: u32,
-}
-
-/// The machine, as far as an image may know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MachineInfo {
-    /// Usable CPUs, sorted by APIC id.
-    pub cpus: Vec<Cpu>,
-    /// The CPU that was started by the firmware.
-    pub bsp_apic_id: u32,
-    /// RAM without the host's own, page aligned, sorted, disjoint.
-    pub ram: Vec<RamRange>,
-    /// The host's own memory.
-    pub own: Vec<MemoryRange>,
-    /// Memory that nothing may be loaded to.
-    pub busy: Vec<MemoryRange>,
-    /// IOAPICs.
-    pub io_apics: Vec<IoApic>,
-    /// Room for devices below and above 4 GiB.
-    pub mmio: [MemoryRange; 2],
-    /// Tables that are handed on.
-    pub tables: AcpiTables,
-    /// Random bytes.
-    pub entropy: Vec<u8>,
     /// A 16550 answers at 0x3e8.
     pub com3: bool,
 }
@@ -128,43 +76,27 @@ pub enum PlatformError {
     },
 }
 
-impl MachineInfo {
-    /// The CPUs that run VPs, in the order of VP indexes. With `park` the first CPU of
-    /// the machine is not among them.
-    pub fn vps(&self, park: bool) -> Vec<Cpu> {
-        self.cpus
-            .iter()
-            .filter(|cpu| !(park && cpu.apic_id == self.bsp_apic_id))
-            .copied()
-            .collect()
-    }
-
-    /// RAM as runs of addresses, whatever the node.
-    pub fn ram_runs(&self) -> Vec<MemoryRange> {
-        let mut runs = self.ram.iter().map(|ram| ram.range).collect();
-        normalize(&mut runs);
-        runs
-    }
-}
-
 /// Learns the machine.
 pub fn discover(
     memory: &impl PhysMemory,
     firmware: &Firmware<'_>,
 ) -> Result<MachineInfo, PlatformError> {
-    let tables = acpi::read_tables(memory, firmware.rsdp)?;
-    let topology = acpi::topology(&tables)?;
+    let mut tables = acpi::read_tables(memory, firmware.rsdp)?;
+    let mut topology = acpi::topology(&tables)?;
     let apic_id = firmware.bsp_apic_id;
     if !topology.cpus.iter().any(|cpu| cpu.apic_id == apic_id) {
         return Err(PlatformError::BspMissing { apic_id });
+    }
+    if firmware.park {
+        topology.cpus.retain(|cpu| cpu.apic_id != apic_id);
+        acpi::disable_cpu(&mut tables, apic_id);
     }
     let ram = usable_ram(firmware);
     if ram.is_empty() {
         return Err(PlatformError::NoRam);
     }
     Ok(MachineInfo {
-        cpus: topology.cpus,
-        bsp_apic_id: apic_id,
+        vps: topology.cpus,
         ram: split_by_node(ram, &topology.memory),
         own: firmware.own.to_vec(),
         busy: firmware.busy.to_vec(),

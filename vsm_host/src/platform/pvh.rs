@@ -2,9 +2,10 @@
 //! (Xen's `public/arch-x86/hvm/start_info.h`). All of it is 8-byte words, some of which
 //! hold two 32-bit fields.
 
-use super::{MemoryRange, PhysMemory, Unreadable};
+use super::{PhysMemory, Unreadable};
 use alloc::vec;
 use alloc::vec::Vec;
+use igvm_loader::MemoryRange;
 use open_enum::open_enum;
 use thiserror::Error;
 use zerocopy::IntoBytes;

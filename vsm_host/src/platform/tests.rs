@@ -3,6 +3,7 @@
 use super::acpi::*;
 use super::pvh::*;
 use super::*;
+use igvm_loader::{AcpiTables, IoApic};
 use proptest::prelude::*;
 use std::string::ToString;
 
@@ -45,7 +46,7 @@ fn fix(table: &mut [u8]) {
 }
 
 /// CPUs 0 to `count` - 1, the last one as x2APIC entry, a disabled one, and an IOAPIC.
-pub(crate) fn madt(count: u8) -> Vec<u8> {
+fn madt(count: u8) -> Vec<u8> {
     let mut body = vec![0; 8];
     for id in 0..count - 1 {
         body.extend([0, 8, id, id, 1, 0, 0, 0]);
@@ -59,7 +60,7 @@ pub(crate) fn madt(count: u8) -> Vec<u8> {
 }
 
 /// APIC ids of a MADT.
-pub(crate) fn apic_ids(madt: Vec<u8>) -> Vec<u32> {
+fn apic_ids(madt: Vec<u8>) -> Vec<u32> {
     let tables = AcpiTables {
         madt,
         ..AcpiTables::default()
@@ -153,6 +154,7 @@ fn firmware(memory_map: &[MemoryMapEntry]) -> Firmware<'_> {
         own: OWN,
         busy: &[],
         bsp_apic_id: 0,
+        park: false,
         physical_address_bits: 40,
         entropy: &[1, 2, 3],
         com3: true,
@@ -165,7 +167,7 @@ fn the_machine_is_discovered_from_rsdt_or_xsdt() {
     for xsdt in [false, true] {
         let machine = discover(&memory(xsdt, &all_tables()), &firmware(&map)).unwrap();
         let cpus: Vec<_> = machine
-            .cpus
+            .vps
             .iter()
             .map(|cpu| (cpu.apic_id, cpu.node))
             .collect();
@@ -207,23 +209,23 @@ fn the_machine_is_discovered_from_rsdt_or_xsdt() {
 #[test]
 fn the_first_cpu_is_not_a_vp_if_it_is_parked() {
     let map = memory_map();
-    let machine = discover(&memory(true, &all_tables()), &firmware(&map)).unwrap();
-    let ids = |park| {
-        machine
-            .vps(park)
-            .iter()
-            .map(|cpu| cpu.apic_id)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(ids(true), [1, 2, 3]);
-    assert_eq!(ids(false), [0, 1, 2, 3]);
+    for (park, expected) in [(true, vec![1, 2, 3]), (false, vec![0, 1, 2, 3])] {
+        let firmware = Firmware {
+            park,
+            ..firmware(&map)
+        };
+        let machine = discover(&memory(true, &all_tables()), &firmware).unwrap();
+        let ids: Vec<_> = machine.vps.iter().map(|cpu| cpu.apic_id).collect();
+        assert_eq!(ids, expected);
+        assert_eq!(apic_ids(machine.tables.madt), expected);
+    }
 }
 
 #[test]
 fn a_machine_without_numa_has_one_node() {
     let map = memory_map();
     let machine = discover(&memory(false, &[madt(3)]), &firmware(&map)).unwrap();
-    assert!(machine.cpus.iter().all(|cpu| cpu.node == 0));
+    assert!(machine.vps.iter().all(|cpu| cpu.node == 0));
     assert!(machine.ram.iter().all(|ram| ram.node == 0));
     assert_eq!((machine.tables.srat, machine.tables.slit), (None, None));
 }
@@ -277,27 +279,20 @@ fn broken_tables_are_refused_by_name() {
 
 #[test]
 fn a_cpu_can_be_taken_out_of_the_tables() {
-    let mut table = madt(4);
-    disable_cpu(&mut table, 0);
-    disable_cpu(&mut table, 3);
-    assert_eq!(sum(&table), 0);
-    assert_eq!(apic_ids(table), [1, 2]);
-    let mut table = srat();
-    disable_cpu(&mut table, 1);
-    assert_eq!(sum(&table), 0);
-    let tables = AcpiTables {
+    let mut tables = AcpiTables {
         madt: madt(4),
-        srat: Some(table),
+        srat: Some(srat()),
         ..AcpiTables::default()
     };
-    let nodes: Vec<_> = topology(&tables)
-        .unwrap()
-        .cpus
-        .iter()
-        .map(|cpu| cpu.node)
-        .collect();
-    assert_eq!(nodes, [0, 0, 0, 1]);
-    disable_cpu(&mut [], 0);
+    disable_cpu(&mut tables, 1);
+    disable_cpu(&mut tables, 3);
+    assert_eq!(sum(&tables.madt), 0);
+    assert_eq!(sum(tables.srat.as_ref().unwrap()), 0);
+    assert_eq!(apic_ids(tables.madt), [0, 2]);
+    tables.madt = madt(4);
+    let cpus = topology(&tables).unwrap().cpus;
+    assert!(cpus.iter().all(|cpu| cpu.node == 0), "{cpus:?}");
+    disable_cpu(&mut AcpiTables::default(), 0);
 }
 
 /// Start information with one module, a command line and the memory map.
@@ -379,9 +374,9 @@ proptest! {
             }
         }
         for table in &tables {
-            let tables = AcpiTables { madt: table.clone(), srat: Some(table.clone()), ..AcpiTables::default() };
+            let mut tables = AcpiTables { madt: table.clone(), srat: Some(table.clone()), ..AcpiTables::default() };
             let _ = topology(&tables);
-            disable_cpu(&mut table.clone(), 1);
+            disable_cpu(&mut tables, 1);
         }
         let _ = discover(&memory(true, &tables), &firmware(&memory_map()));
     }

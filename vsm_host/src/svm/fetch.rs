@@ -131,10 +131,10 @@ fn translate<R: RamAccess + ?Sized>(
 mod tests {
     use super::*;
     use crate::guest_memory::tests::FakeRam;
-    use crate::platform::MemoryRange;
-    use crate::svm::context::StartContext;
-    use crate::svm::context::tests::linux_ap;
+    use crate::svm::context::{self, tests::linux_ap};
     use crate::svm::vmcb;
+    use igvm_loader::MemoryRange;
+    use igvm_loader::StartContext;
     use proptest::prelude::*;
     use x86_defs::svm::Vmcb;
 
@@ -155,7 +155,7 @@ mod tests {
 
     fn vmcb() -> Box<Vmcb> {
         let mut vmcb = Box::new(vmcb::new(0, 0, 0, 1));
-        StartContext::new(linux_ap()).unwrap().apply(&mut vmcb);
+        context::apply(&StartContext::new(linux_ap()).unwrap(), &mut vmcb);
         vmcb.save.cr3 = 0x1000;
         vmcb.save.rip = RIP;
         vmcb

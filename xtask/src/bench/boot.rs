@@ -265,6 +265,13 @@ impl Bench {
             Unit::Lines,
             lines.all as f64,
         ));
+        let lines = count_without_tests(&workspace_root().join("vm/igvm_loader/src"))?;
+        report.push(Figure::new(
+            "igvm_loader_code_lines",
+            "igvm_loader, which the host uses",
+            Unit::Lines,
+            lines.code as f64,
+        ));
         Ok(())
     }
 

@@ -1,13 +1,9 @@
 //! Small images for tests: valid ones made by the `igvm` crate, and the same taken apart
 //! into headers, so that a test can spoil one thing and put a right checksum on it.
 
-use crate::platform::Cpu;
-use crate::platform::IoApic;
-use crate::platform::MachineInfo;
-use crate::platform::MemoryRange;
-use crate::platform::RamRange;
-use crate::platform::acpi::AcpiTables;
-use crate::platform::subtract;
+use crate::{
+    AcpiTables, Cpu, HostMemoryWriter, IoApic, MachineInfo, MemoryRange, RamRange, subtract,
+};
 use igvm::IgvmDirectiveHeader;
 use igvm::IgvmFile;
 use igvm::IgvmInitializationHeader;
@@ -345,13 +341,12 @@ pub(crate) fn machine(ram: &[(u64, u64)]) -> MachineInfo {
     let mut ranges = ram.iter().map(|r| MemoryRange::new(r.0, r.1)).collect();
     subtract(&mut ranges, own);
     MachineInfo {
-        cpus: (0..5)
+        vps: (1..5)
             .map(|apic_id| Cpu {
                 apic_id,
                 node: apic_id / 3,
             })
             .collect(),
-        bsp_apic_id: 0,
         ram: ranges
             .into_iter()
             .map(|range| RamRange { range, node: 0 })
@@ -367,7 +362,7 @@ pub(crate) fn machine(ram: &[(u64, u64)]) -> MachineInfo {
             MemoryRange::new(16 * GIB, 1 << 40),
         ],
         tables: AcpiTables {
-            madt: crate::platform::tests::madt(5),
+            madt: b"MADT-content".to_vec(),
             srat: None,
             slit: Some(b"SLIT-content".to_vec()),
             pptt: Some(b"PPTT-content".to_vec()),
@@ -410,7 +405,7 @@ impl FakeMemory {
     }
 }
 
-impl crate::igvm::HostMemoryWriter for FakeMemory {
+impl HostMemoryWriter for FakeMemory {
     fn write(&mut self, address: u64, data: &[u8]) {
         self.put(address, data.iter().copied());
     }

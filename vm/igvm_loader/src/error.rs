@@ -1,7 +1,7 @@
 //! Why a file is refused: where, what, what was found, what was expected.
 
-use crate::platform::MemoryRange;
-use crate::svm::context::ContextError;
+use crate::ContextError;
+use crate::MemoryRange;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;

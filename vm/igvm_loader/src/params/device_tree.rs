@@ -19,7 +19,7 @@ const COM3_SPEED: u32 = 115_200;
 
 impl Parameters<'_> {
     /// The tree as a blob, or what cannot be written.
-    pub fn device_tree(&self) -> Result<Vec<u8>, &'static str> {
+    pub(crate) fn device_tree(&self) -> Result<Vec<u8>, &'static str> {
         self.write().map_err(|error| match error {
             // The only content that is not the host's own.
             vm_fdt::Error::InvalidString => "a zero byte in the boot arguments",
@@ -30,7 +30,7 @@ impl Parameters<'_> {
 
     fn write(&self) -> vm_fdt::FdtWriterResult<Vec<u8>> {
         let mut fdt = FdtWriter::new()?;
-        if let Some(first) = self.vps.first() {
+        if let Some(first) = self.machine.vps.first() {
             fdt.set_boot_cpuid_phys(first.apic_id);
         }
         let root = fdt.begin_node("")?;
@@ -70,7 +70,7 @@ impl Parameters<'_> {
         let cpus = fdt.begin_node("cpus")?;
         fdt.property_u32("#address-cells", 1)?;
         fdt.property_u32("#size-cells", 0)?;
-        for cpu in self.vps {
+        for cpu in &self.machine.vps {
             let node = fdt.begin_node(&format!("cpu@{:x}", cpu.apic_id))?;
             fdt.property_string("device_type", "cpu")?;
             fdt.property_u32("reg", cpu.apic_id)?;

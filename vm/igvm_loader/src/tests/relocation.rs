@@ -2,7 +2,7 @@
 
 use super::image::*;
 use super::load;
-use crate::igvm::*;
+use crate::*;
 use igvm::IgvmInitializationHeader;
 use std::string::String;
 use std::string::ToString;

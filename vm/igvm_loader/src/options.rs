@@ -4,7 +4,7 @@
 //! silently change what is tested or measured. What follows `--` is not looked at; it
 //! goes to the image as `/chosen/bootargs`.
 
-use crate::platform::PAGE_SIZE;
+use crate::PAGE_SIZE;
 use thiserror::Error;
 use vsm_host_defs::OPTION_BOOTARGS_SEPARATOR;
 use vsm_host_defs::OPTION_PARK;

@@ -4,7 +4,7 @@ use super::error::Detail::AtLeast;
 use super::error::{ImageError, Reason};
 use super::header::{File, Header};
 use super::scan::VTL2;
-use crate::partition::Gprs;
+use crate::start_context::Gprs;
 
 use hv_defs::registers::HvRegisterName as Name;
 use hv_defs::vp_context::*;
@@ -14,14 +14,14 @@ use zerocopy::FromBytes;
 /// Registers of a VP at its first instruction. Those that the image does not name have
 /// their value after reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InitialContext {
+pub(crate) struct InitialContext {
     /// All but the general purpose registers (RSP and RIP are here).
-    pub state: HvInitialVpContext,
+    pub(crate) state: HvInitialVpContext,
     /// General purpose registers by their number in instruction encodings; RSP equals
     /// `state.rsp`.
-    pub gprs: Gprs,
+    pub(crate) gprs: Gprs,
     /// CR2.
-    pub cr2: u64,
+    pub(crate) cr2: u64,
 }
 
 impl InitialContext {
@@ -125,4 +125,19 @@ pub(crate) fn parse(
     }
     context.state.rsp = context.gprs[4];
     Ok(context)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A context of 64-bit code that a VP can begin in.
+    pub(crate) fn long_mode() -> HvInitialVpContext {
+        let mut context = InitialContext::reset().state;
+        context.cs.attributes = 0xa09b.into();
+        context.cr0 = 0x8000_0011;
+        context.cr4 = 0x20;
+        context.efer = 0xd01;
+        context
+    }
 }

@@ -7,8 +7,8 @@
 use super::error::Detail::{AtLeast, HeaderAt, Within};
 use super::error::{ImageError, Place, Reason};
 use super::scan::{PageTableRegion, Region, Required, Run};
-use crate::options::Options;
-use crate::platform::{MachineInfo, MemoryRange, PAGE_SIZE, normalize};
+use crate::Options;
+use crate::{MachineInfo, MemoryRange, PAGE_SIZE, normalize};
 use alloc::vec::Vec;
 use hv_defs::vp_context::HvInitialVpContext;
 

@@ -1,5 +1,6 @@
 //! Loading of right files; `refusals` has the wrong ones.
 
+mod harmless;
 pub(crate) mod image;
 mod refusals;
 mod relocation;
@@ -11,7 +12,7 @@ use std::string::ToString;
 use std::vec;
 
 /// Plans for the small machine and executes.
-pub(super) fn load(file: &[u8], machine: &MachineInfo) -> (InitialContext, FakeMemory, i64) {
+pub(super) fn load(file: &[u8], machine: &MachineInfo) -> (StartContext, FakeMemory, i64) {
     let plan = plan(file, machine, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let mut memory = FakeMemory::default();
     plan.execute(&mut memory);
@@ -63,10 +64,8 @@ fn every_parameter_kind_is_deposited_into_its_area() {
     let machine = small_machine();
     let file = image().bytes();
     let (_, memory, _) = load(&file, &machine);
-    let vps = machine.vps(true);
     let parameters = Parameters {
         machine: &machine,
-        vps: &vps,
         vtl2_memory: MemoryRange::new(BASE, BASE + SIZE),
         bootargs: "",
     };
@@ -239,15 +238,9 @@ fn the_igvm_crate_sees_the_same_pages() {
 }
 
 #[test]
-fn a_parked_machine_needs_a_second_cpu() {
+fn a_machine_needs_a_vp() {
     let mut machine = small_machine();
-    machine.cpus.truncate(1);
-    let file = image().bytes();
-    let error = plan(&file, &machine, &Options::default()).unwrap_err();
+    machine.vps.clear();
+    let error = plan(&image().bytes(), &machine, &Options::default()).unwrap_err();
     assert_eq!(error.reason, Reason::Field("number of VPs"));
-    let options = Options {
-        park: false,
-        ..Options::default()
-    };
-    assert!(plan(&file, &machine, &options).is_ok());
 }

@@ -2,7 +2,7 @@
 
 use super::error::Detail::{AtMost, MultipleOf, Within};
 use super::error::{Detail, ImageError, Place, Reason};
-use crate::platform::MemoryRange;
+use crate::MemoryRange;
 use igvm_defs::*;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 

@@ -1,34 +1,52 @@
 //! From an IGVM file to a plan of what to write where.
 //!
-//! [`plan`] is the only way in. It reads headers, chooses where the image goes, and
-//! checks every byte that would be written against RAM, the host's memory and every
-//! other byte; what it yields can be executed without looking at the file again. It
-//! allocates per run of pages, not per page, and never copies page data.
+//! Two programs ask: `vsm_host`, which executes the plan before VTL2 begins, and `igvm
+//! check`, which shows it on the build machine. [`plan`] is the only way in. It reads
+//! headers, chooses where the image goes, makes what the file wants to know of the machine
+//! (`params`), and checks every byte that would be written against RAM, the host's
+//! memory and every other byte; what it yields can be executed without looking at the
+//! file again. It allocates per run of pages, not per page, and never copies page data.
+//!
+//! What it promises: a file that cannot be loaded is refused with the header, the reason,
+//! what was found and what was expected, and the plan of another one writes nothing but
+//! RAM of the machine that it was given. It trusts nothing in the file.
+//!
+//! What it refuses: to know a processor's virtualization, or how memory is written.
 //!
 //! Own parsing on top of `igvm_defs`, because the `igvm` crate needs `std`, panics on some
 //! malformed files and copies every page.
 
+#![cfg_attr(target_os = "none", no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
 mod error;
 mod header;
+mod machine;
+mod options;
 mod page_tables;
+mod params;
+mod range;
 mod relocation;
 mod scan;
+mod start_context;
 mod vp_context;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 pub use error::{Detail, ImageError, Place, Reason};
-pub use vp_context::InitialContext;
+pub use machine::{AcpiTables, Cpu, IoApic, MachineInfo, RamRange};
+pub use options::{OptionError, Options};
+pub use range::{MemoryRange, PAGE_SIZE, normalize, subtract};
+pub use start_context::{ContextError, EFER_GUEST, Gprs, StartContext};
 
-use crate::options::Options;
-use crate::params::Parameters;
-use crate::platform::{MachineInfo, MemoryRange};
-use crate::svm::context::StartContext;
 use alloc::vec::Vec;
 use hv_defs::registers::HvRegisterName;
 use igvm_defs::IgvmVariableHeaderType;
 use page_tables::RewrittenTables;
+use params::Parameters;
 use relocation::{Layout, Placement};
 use scan::Run;
 
@@ -45,10 +63,21 @@ pub trait HostMemoryWriter {
 pub struct LoadPlan<'a> {
     runs: Vec<Run<'a>>,
     page_tables: Option<RewrittenTables>,
-    parameters: Vec<(u64, Vec<u8>)>,
-    context: InitialContext,
+    parameters: Vec<Parameter>,
+    context: StartContext,
     vtl2_memory: MemoryRange,
     offset: i64,
+}
+
+/// What the host tells the image.
+#[derive(Debug)]
+pub struct Parameter {
+    /// Which parameter.
+    pub kind: IgvmVariableHeaderType,
+    /// Where it goes, and how much room is there.
+    pub room: MemoryRange,
+    /// What is written there.
+    pub bytes: Vec<u8>,
 }
 
 impl LoadPlan<'_> {
@@ -64,14 +93,24 @@ impl LoadPlan<'_> {
             memory.write(tables.address, &tables.bytes);
         }
         // Behind the runs: the areas that they go to are among those.
-        for (address, bytes) in &self.parameters {
-            memory.write(*address, bytes);
+        for parameter in &self.parameters {
+            memory.write(parameter.room.start(), &parameter.bytes);
         }
     }
 
     /// What VP 0 starts VTL2 with.
-    pub fn initial_context(&self) -> &InitialContext {
+    pub fn context(&self) -> &StartContext {
         &self.context
+    }
+
+    /// Memory that is written, ascending; whether it comes from the file, or is zeroed.
+    pub fn runs(&self) -> impl Iterator<Item = (MemoryRange, bool)> {
+        self.runs.iter().map(|run| (run.range, run.data.is_some()))
+    }
+
+    /// What is told to the image.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
     }
 
     /// RAM of VTL2.
@@ -96,8 +135,7 @@ pub fn plan<'a>(
     machine: &MachineInfo,
     options: &Options<'_>,
 ) -> Result<LoadPlan<'a>, ImageError> {
-    let vps = machine.vps(options.park);
-    if vps.is_empty() {
+    if machine.vps.is_empty() {
         let expected = "at least 1, beside the first CPU, which is parked";
         return Err(Reason::Field("number of VPs").at(Place::Machine, 0u64, expected));
     }
@@ -135,27 +173,34 @@ pub fn plan<'a>(
     if let Some(tables) = &page_tables {
         state.cr3 = tables.cr3;
     }
-    StartContext::new(*state)
-        .map_err(|error| Reason::Context.at(context_place, error, "what VMRUN takes"))?;
+    let start = StartContext::new(*state)
+        .map_err(|error| Reason::Context.at(context_place, error, "what the processor takes"))?;
     if !vtl2_memory.contains(state.rip) {
         let reason = Reason::Register(HvRegisterName::RIP);
         return Err(reason.at(context_place, state.rip, Detail::Within(vtl2_memory)));
     }
     let parameters = Parameters {
         machine,
-        vps: &vps,
         vtl2_memory,
         bootargs: options.bootargs,
     };
     let deposits = image.deposits.iter().map(|deposit| {
-        let address = layout.relocated(deposit.room.start(), offset);
-        Ok((address, parameter(&parameters, deposit)?))
+        let start = layout.relocated(deposit.room.start(), offset);
+        Ok(Parameter {
+            kind: deposit.kind,
+            room: MemoryRange::new(start, start + deposit.room.size()),
+            bytes: parameter(&parameters, deposit)?,
+        })
     });
     Ok(LoadPlan {
         parameters: deposits.collect::<Result<_, ImageError>>()?,
         runs: image.runs,
         page_tables,
-        context,
+        context: StartContext {
+            gprs: context.gprs,
+            cr2: context.cr2,
+            ..start
+        },
         vtl2_memory,
         offset,
     })

@@ -6,7 +6,7 @@ use super::error::Reason::{self, Field, Overlap};
 use super::error::{ImageError, Place};
 use super::header::{File, Header};
 use super::vp_context::{self, InitialContext};
-use crate::platform::{MemoryRange, PAGE_SIZE};
+use crate::{MemoryRange, PAGE_SIZE};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use igvm_defs::*;

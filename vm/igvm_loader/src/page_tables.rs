@@ -14,7 +14,7 @@
 use super::error::Detail::{AtLeast, AtMost, MultipleOf, Within};
 use super::error::{Detail, ImageError, Place, Reason};
 use super::scan::{PageTableRegion, Run};
-use crate::platform::{MemoryRange, PAGE_SIZE};
+use crate::{MemoryRange, PAGE_SIZE};
 
 use alloc::vec;
 use alloc::vec::Vec;
