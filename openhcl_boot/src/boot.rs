@@ -38,6 +38,10 @@ pub trait Machine {
     fn isolation(&self) -> Isolation;
     /// The reference counter in units of 100 ns.
     fn reference_time(&mut self) -> Option<u64>;
+    /// The counter that programs read without help, in its own units.
+    fn time_stamp_counter(&mut self) -> Option<u64> {
+        None
+    }
     /// The state of this VP's VTLs.
     fn vp_status(&mut self) -> Result<VsmVpStatus, HypercallError>;
     /// What the hypervisor offers to VTL2.
@@ -228,6 +232,9 @@ pub fn prepare(
     let command_line = command_line::build(&partition, &measured, &options, pool > 0)?;
     let map = partition_map(&partition.memory, &space.typed_ranges(), &mmio);
     let accepted: Vec<ImportedRegion> = imported.unwrap_or_default();
+    // Read together, so that usermode can tell reference time from its own counter.
+    let tsc_end = start.and_then(|_| machine.time_stamp_counter());
+    let reftime_end = start.and_then(|_| machine.reference_time());
     let device_tree = device_tree::build(&Contents {
         arch: Arch::NATIVE,
         partition: &partition,
@@ -237,7 +244,8 @@ pub fn prepare(
         vtl2_mmio: &mmio.vtl2,
         vtl0_alias_map,
         reftime_start: start,
-        reftime_end: start.and_then(|_| machine.reference_time()),
+        reftime_end,
+        tsc_end,
         command_line: &command_line,
         initrd: params.initrd,
     })

@@ -58,6 +58,8 @@ pub struct Contents<'a> {
     pub reftime_start: Option<u64>,
     /// When it was (nearly) done.
     pub reftime_end: Option<u64>,
+    /// The time-stamp counter at `reftime_end`.
+    pub tsc_end: Option<u64>,
     /// Arm: the kernel's command line.
     pub command_line: &'a str,
     /// Arm: the initrd.
@@ -76,6 +78,7 @@ pub fn build(contents: &Contents<'_>) -> Result<Vec<u8>, Error> {
     for (name, time) in [
         ("reftime_boot_start", contents.reftime_start),
         ("reftime_boot_end", contents.reftime_end),
+        ("openhcl,tsc-boot-end", contents.tsc_end),
     ] {
         if let Some(time) = time {
             fdt.property_u64(name, time)?;

@@ -45,6 +45,7 @@ fn tree(host: &HostTree, arch: Arch) -> Vec<u8> {
         vtl0_alias_map: Some(1 << 46),
         reftime_start: Some(5),
         reftime_end: Some(9),
+        tsc_end: Some(1 << 40),
         command_line: "panic=-1",
         initrd: range(0x900_0000, 0x1234),
     })
@@ -82,6 +83,7 @@ fn x86_tree_has_cpus_memory_and_times() {
     let root = fdt.find_node("/").unwrap();
     assert_eq!(u64s(root, "reftime_boot_start"), [5]);
     assert_eq!(u64s(root, "reftime_boot_end"), [9]);
+    assert_eq!(u64s(root, "openhcl,tsc-boot-end"), [1 << 40]);
     assert_eq!(
         text(fdt.find_node("/hypervisor").unwrap(), "compatible"),
         "microsoft,hyperv"
