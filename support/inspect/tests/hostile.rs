@@ -117,7 +117,7 @@ fn the_deepest_tree_is_decoded_and_a_deeper_one_refused() {
 
 #[test]
 fn a_tree_deeper_than_any_stack_is_refused() {
-    let item = ("", Sensitivity::Safe, Dir::Dir(1));
+    let item = ("", Sensitivity::Safe, Item::Dir(1));
     let bytes = postcard::to_stdvec(&vec![item; 1_000_000]).unwrap();
     assert!(postcard::from_bytes::<Node>(&bytes).is_err());
 }
@@ -125,7 +125,7 @@ fn a_tree_deeper_than_any_stack_is_refused() {
 /// The shape of a directory in the encoded list.
 #[derive(Clone, serde::Serialize)]
 #[expect(dead_code, reason = "positions count")]
-enum Dir {
+enum Item {
     Unevaluated,
     Failed,
     Value,
@@ -134,7 +134,7 @@ enum Dir {
 
 #[test]
 fn a_claimed_number_of_entries_reserves_nothing() {
-    let item = vec![("", Sensitivity::Safe, Dir::Dir(u32::MAX))];
+    let item = vec![("", Sensitivity::Safe, Item::Dir(u32::MAX))];
     let bytes = postcard::to_stdvec(&item).unwrap();
     assert!(postcard::from_bytes::<Node>(&bytes).is_err());
 }
