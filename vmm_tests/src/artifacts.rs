@@ -26,6 +26,8 @@ pub struct Artifacts {
     pub initrd: PathBuf,
     /// The test payload, an ELF file.
     pub tmk: PathBuf,
+    /// The program that carries vsock; none where the kernel does.
+    pub vsock_helper: Option<PathBuf>,
     /// Where tests keep consoles.
     pub consoles: PathBuf,
 }

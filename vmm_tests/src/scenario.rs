@@ -13,6 +13,8 @@ use qemu::Machine;
 use qemu::Qemu;
 use qemu::Source;
 use qemu::Vm;
+use qemu::Vsock;
+use qemu::VsockAddress;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
@@ -101,6 +103,26 @@ impl Scenario {
     /// The machine powers itself off once it has booted.
     pub fn power_off_after_boot(self) -> Self {
         self.bootargs(EXIT_AFTER_BOOT)
+    }
+
+    /// The machine has a vsock: [`TestVm::vsock`] reaches it.
+    #[track_caller]
+    pub fn vsock(self) -> Self {
+        let vsock = match artifacts().vsock_helper {
+            Some(program) => Vsock::Helper(program),
+            None => Vsock::Kernel,
+        };
+        self.with(|machine| machine.vsock(vsock))
+    }
+
+    /// The paravisor's configuration: any text, so that it can be a bad one.
+    #[track_caller]
+    pub fn config(self, text: &str) -> Self {
+        let path = self.directory.join("config.json");
+        std::fs::create_dir_all(&self.directory)
+            .and_then(|()| std::fs::write(&path, text))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        self.with(|machine| machine.config(path))
     }
 
     /// Changes the machine in a way that has no method of its own here.
@@ -226,6 +248,16 @@ impl TestVm {
             .iter()
             .flat_map(|line| [line.text.as_str(), "\n"])
             .collect()
+    }
+
+    /// Where the machine's vsock is reached. Connect only after [`TestVm::expect_ready`]:
+    /// an earlier connection can take vsock's helper down.
+    #[track_caller]
+    pub fn vsock(&self) -> VsockAddress {
+        match self.vm.vsock() {
+            Some(address) => address.clone(),
+            None => panic!("this machine has no vsock, expected `Scenario::vsock`"),
+        }
     }
 
     /// The machine itself.

@@ -6,6 +6,8 @@ use crate::packages;
 use crate::packages::PACKAGES;
 use crate::toolchain;
 use crate::toolchain::BareMetal;
+use crate::vsock;
+use qemu::Vsock;
 use serde::Serialize;
 
 const EXAMPLES: &str = "\
@@ -119,6 +121,14 @@ fn findings(cache: &Cache) -> anyhow::Result<Vec<Finding>> {
         None => {
             let detail = "built from Debian's source package, 4 to 8 minutes on 2 processors";
             add("VTL2 kernel", State::Automatic, detail.to_owned());
+        }
+    }
+    match vsock::cached(cache)? {
+        Some(Vsock::Kernel) => add("vsock", State::Present, "/dev/vhost-vsock".to_owned()),
+        Some(Vsock::Helper(path)) => add("vsock", State::Present, path.display().to_string()),
+        None => {
+            let detail = "vhost-device-vsock from crates.io, built in about 2 minutes";
+            add("vsock", State::Automatic, detail.to_owned());
         }
     }
     let place = cache.root().display().to_string();

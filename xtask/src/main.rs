@@ -32,6 +32,7 @@ mod test;
 mod toolchain;
 mod ui;
 mod vmm_tests;
+mod vsock;
 
 use clap::Parser;
 use clap::Subcommand;

@@ -2,9 +2,12 @@
 
 use crate::artifacts;
 use crate::artifacts::ImageProfile;
+use crate::cache::Cache;
 use crate::cache::lock_file;
 use crate::cargo::Workspace;
+use crate::vsock;
 use anyhow::Context as _;
+use qemu::Vsock;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -60,6 +63,10 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         openhcl_boot: release.openhcl_boot,
         initrd: release.initrd,
         tmk: release.tmk,
+        vsock_helper: match vsock::ensure(&Cache::open()?)? {
+            Vsock::Kernel => None,
+            Vsock::Helper(program) => Some(program),
+        },
         consoles,
     };
     std::fs::write(&list, serde_json::to_vec_pretty(&artifacts)?)

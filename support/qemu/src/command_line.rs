@@ -1,5 +1,6 @@
 //! QEMU's command line as a value: run it, or print it for people.
 
+use crate::VsockEnd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,6 +14,8 @@ pub enum Wiring {
     Program {
         /// Descriptor of an inherited socket for the machine protocol.
         qmp: i32,
+        /// QEMU's end of vsock, for a machine that has one.
+        vsock: Option<VsockEnd>,
     },
     /// A person watches: both consoles on one terminal. Ctrl-A X ends QEMU.
     Terminal,

@@ -12,25 +12,31 @@
 //! - a wait ends at the event itself: the line, or the end of the machine. Deadlines exist
 //!   only so that a hang becomes an error which shows what was last seen, with the
 //!   registers of all vCPUs beside it;
-//! - a machine never outlives the [`Vm`] that stands for it.
+//! - a machine, and the process that carries its vsock, never outlive the [`Vm`] that
+//!   stands for them, nor this process, whatever kills it.
 //!
 //! It refuses to interpret what the guest says beyond the exit reasons of
-//! `vsm_host_defs` and, for a [`Timeline`], the lines of `boot_events`; to run anything but an unmodified QEMU, and to retry.
+//! `vsm_host_defs` and, for a [`Timeline`], the lines of `boot_events`; to run anything but
+//! an unmodified QEMU, and to retry.
 //!
 //! Where it stands in the boot flow: before everything. The time at which QEMU's process is
 //! started is zero for all times that this crate reports.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod byte_count;
 mod command_line;
 mod console;
 mod exit;
+mod leash;
 mod machine;
+mod private_dir;
 mod probe;
 mod qmp;
+mod start;
 mod timeline;
 mod vm;
+mod vsock;
 
 pub use byte_count::ByteCount;
 pub use byte_count::ByteCountError;
@@ -40,7 +46,9 @@ pub use console::Echo;
 pub use console::Line;
 pub use console::Source;
 pub use exit::Exit;
+pub use leash::spawn_leashed;
 pub use machine::Accel;
+pub use machine::CONFIG_FILE;
 pub use machine::Gdb;
 pub use machine::MAX_VPS;
 pub use machine::Machine;
@@ -49,10 +57,13 @@ pub use probe::ProbeError;
 pub use probe::Qemu;
 pub use probe::Version;
 pub use qmp::QmpError;
+pub use start::StartError;
 pub use timeline::Stage;
 pub use timeline::StageName;
 pub use timeline::Timeline;
 pub use vm::ConsoleReport;
-pub use vm::StartError;
 pub use vm::Vm;
 pub use vm::WaitError;
+pub use vsock::Vsock;
+pub use vsock::VsockAddress;
+pub use vsock::VsockEnd;

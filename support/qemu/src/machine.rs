@@ -3,9 +3,15 @@
 use crate::ByteCount;
 use crate::CommandLine;
 use crate::Qemu;
+use crate::Vsock;
+use crate::VsockEnd;
 use crate::Wiring;
+use crate::vsock::GUEST_CID;
+use crate::vsock::PRINTED_SOCKETS;
+use crate::vsock::VHOST_SOCKET;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
 use vsm_host_defs::DEBUG_CONSOLE_PORT;
@@ -18,6 +24,9 @@ use vsm_host_defs::OPTION_VTL2_MEMORY;
 /// The most VPs that a machine can have: xAPIC ids are 8 bits wide, 255 means everyone,
 /// and one id belongs to the parked vCPU.
 pub const MAX_VPS: u32 = 254;
+
+/// The fw_cfg file that the paravisor takes its configuration from.
+pub const CONFIG_FILE: &str = "opt/openhcl/config";
 
 /// What the machine boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +69,8 @@ pub struct Machine {
     host_options: Vec<String>,
     bootargs: Vec<String>,
     nic: Option<String>,
+    vsock: Option<Vsock>,
+    config: Option<PathBuf>,
     extra: Vec<String>,
     gdb: Option<Gdb>,
 }
@@ -122,6 +133,8 @@ impl Machine {
             host_options: Vec::new(),
             bootargs: Vec::new(),
             nic: None,
+            vsock: None,
+            config: None,
             extra: Vec::new(),
             gdb: None,
         }
@@ -178,6 +191,23 @@ impl Machine {
     pub fn nic(mut self, nic: impl Into<String>) -> Self {
         self.nic = Some(nic.into());
         self
+    }
+
+    /// A vsock device, through which the host's programs reach the machine's.
+    pub fn vsock(mut self, vsock: Vsock) -> Self {
+        self.vsock = Some(vsock);
+        self
+    }
+
+    /// A file that becomes the paravisor's configuration.
+    pub fn config(mut self, file: impl Into<PathBuf>) -> Self {
+        self.config = Some(file.into());
+        self
+    }
+
+    /// The vsock that was asked for.
+    pub fn wanted_vsock(&self) -> Option<&Vsock> {
+        self.vsock.as_ref()
     }
 
     /// More arguments for QEMU, passed on as they are.
@@ -251,17 +281,21 @@ impl Machine {
             Payload::Linux { kernel, initrd } => (kernel, initrd),
         };
         for (option, path) in [("-kernel", kernel), ("-initrd", initrd)] {
-            let text = path
-                .to_str()
-                .ok_or_else(|| MachineError::Path { path: path.clone() })?;
-            line.option(option, text);
+            line.option(option, text(path)?);
         }
         let append = self.append()?;
         if !append.is_empty() {
             line.option("-append", append);
         }
 
+        if let Some(path) = &self.config {
+            // Within an option's value a comma ends it, and two are one.
+            let path = text(path)?.replace(',', ",,");
+            line.option("-fw_cfg", format!("name={CONFIG_FILE},file={path}"));
+        }
+
         self.consoles(&mut line, wiring);
+        self.vsock_device(&mut line, wiring);
         if let Some(Gdb { port, freeze }) = self.gdb {
             line.option("-gdb", format!("tcp:127.0.0.1:{port}"));
             if freeze {
@@ -298,7 +332,7 @@ impl Machine {
 
     fn consoles(&self, line: &mut CommandLine, wiring: Wiring) {
         let (host, vtl2) = match wiring {
-            Wiring::Program { qmp } => {
+            Wiring::Program { qmp, .. } => {
                 line.option("-chardev", "file,id=hostlog,path=/dev/stderr");
                 line.option("-chardev", "stdio,id=vtl2con,signal=off");
                 line.option("-chardev", format!("socket,id=qmp,fd={qmp}"));
@@ -324,6 +358,39 @@ impl Machine {
         // that was named last.
         line.option("-device", format!("isa-serial,index=2,chardev={vtl2}"));
     }
+
+    fn vsock_device(&self, line: &mut CommandLine, wiring: Wiring) {
+        let socket = match (&self.vsock, wiring) {
+            (None, _) | (_, Wiring::Program { vsock: None, .. }) => return,
+            (Some(Vsock::Kernel), Wiring::Terminal) => Err(GUEST_CID),
+            (Some(Vsock::Helper(_)), Wiring::Terminal) => {
+                Ok(format!("path={PRINTED_SOCKETS}/{VHOST_SOCKET}"))
+            }
+            (
+                Some(_),
+                Wiring::Program {
+                    vsock: Some(end), ..
+                },
+            ) => match end {
+                VsockEnd::Cid(cid) => Err(cid),
+                VsockEnd::Socket(descriptor) => Ok(format!("fd={descriptor}")),
+            },
+        };
+        match socket {
+            Ok(socket) => {
+                line.option("-chardev", format!("socket,id=vsock,{socket}"));
+                line.option("-device", "vhost-user-vsock-pci,chardev=vsock");
+            }
+            Err(cid) => line.option("-device", format!("vhost-vsock-pci,guest-cid={cid}")),
+        }
+    }
+}
+
+/// A path as QEMU's command line takes it.
+fn text(path: &Path) -> Result<&str, MachineError> {
+    path.to_str().ok_or_else(|| MachineError::Path {
+        path: path.to_owned(),
+    })
 }
 
 impl fmt::Display for Accel {
@@ -348,145 +415,4 @@ impl FromStr for Accel {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PROGRAM: Wiring = Wiring::Program { qmp: 9 };
-
-    fn arguments(machine: &Machine) -> Vec<String> {
-        machine
-            .command_line(&Qemu::unprobed("qemu"), PROGRAM)
-            .unwrap()
-            .arguments()
-            .map(str::to_owned)
-            .collect()
-    }
-
-    fn value(machine: &Machine, option: &str) -> String {
-        let arguments = arguments(machine);
-        let at = arguments.iter().position(|a| a == option).unwrap();
-        arguments[at + 1].clone()
-    }
-
-    fn stack() -> Machine {
-        Machine::vsm("host.elf", "image.igvm")
-    }
-
-    #[test]
-    fn the_whole_command_line_of_the_stack() {
-        let machine = stack()
-            .vps(4)
-            .memory(ByteCount::gib(2))
-            .vtl2_memory(ByteCount::mib(128))
-            .bootarg("OPENHCL_EXIT_AFTER_BOOT=1");
-        let text = machine
-            .command_line(&Qemu::unprobed("qemu-system-x86_64"), Wiring::Terminal)
-            .unwrap()
-            .shell_text();
-        assert_eq!(
-            text,
-            r"qemu-system-x86_64 \
-  -nodefaults \
-  -no-user-config \
-  -no-reboot \
-  -display none \
-  -vga none \
-  -nic none \
-  -machine q35,memory-backend=ram \
-  -object memory-backend-memfd,id=ram,size=2048M,share=on \
-  -m 2048M \
-  -smp 5 \
-  -accel tcg,thread=multi \
-  -cpu max \
-  -global hpet.msi=on \
-  -global hpet.timers=8 \
-  -kernel host.elf \
-  -initrd image.igvm \
-  -append 'vtl2_memory=128M -- OPENHCL_EXIT_AFTER_BOOT=1' \
-  -chardev stdio,id=terminal,mux=on,signal=off \
-  -device isa-debugcon,iobase=0xe9,chardev=terminal \
-  -device isa-debug-exit,iobase=0xf4,iosize=4 \
-  -device isa-serial,index=2,chardev=terminal"
-        );
-    }
-
-    #[test]
-    fn one_vcpu_more_than_vps_is_given_and_parked() {
-        assert_eq!(value(&stack().vps(16), "-smp"), "17");
-        assert_eq!(stack().vps(2).apic_ids(), [1, 2]);
-    }
-
-    #[test]
-    fn without_parking_the_host_is_told() {
-        let machine = stack().vps(2).unparked();
-        assert_eq!(value(&machine, "-smp"), "2");
-        assert_eq!(value(&machine, "-append"), "park=off");
-        assert_eq!(machine.apic_ids(), [0, 1]);
-
-        let kvm = stack().vps(2).accel(Accel::Kvm);
-        assert_eq!(value(&kvm, "-smp"), "2");
-        assert_eq!(value(&kvm, "-append"), "park=off");
-    }
-
-    #[test]
-    fn a_plain_machine_has_only_the_vcpus_of_the_vm() {
-        let machine = Machine::plain("vmlinux", "initrd")
-            .vps(4)
-            .bootarg("console=ttyS2");
-        assert_eq!(value(&machine, "-smp"), "4");
-        assert_eq!(value(&machine, "-append"), "console=ttyS2");
-        assert!(!arguments(&machine).iter().any(|a| a.contains("debug")));
-    }
-
-    #[test]
-    fn boot_arguments_come_after_the_separator_only() {
-        let machine = stack().host_option("a=1").bootarg("b=2").bootarg("c=3 d");
-        assert_eq!(value(&machine, "-append"), "a=1 -- b=2 c=3 d");
-        assert!(!arguments(&stack()).iter().any(|a| a == "-append"));
-    }
-
-    #[test]
-    fn a_host_option_cannot_smuggle_boot_arguments() {
-        for option in ["--", "a b", "", "x\n--"] {
-            let result = stack()
-                .host_option(option)
-                .command_line(&Qemu::unprobed("qemu"), PROGRAM);
-            assert!(
-                matches!(result, Err(MachineError::HostOption { .. })),
-                "{option:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn impossible_machines_are_refused() {
-        let refusal = |machine: Machine| {
-            machine
-                .command_line(&Qemu::unprobed("qemu"), PROGRAM)
-                .unwrap_err()
-                .to_string()
-        };
-        assert_eq!(refusal(stack().vps(0)), "0 VPs: expected 1 to 254");
-        assert_eq!(refusal(stack().vps(255)), "255 VPs: expected 1 to 254");
-        assert_eq!(
-            refusal(stack().memory(ByteCount::bytes(1000))),
-            "1000 of memory: expected a multiple of 1M, at least 1M"
-        );
-    }
-
-    #[test]
-    fn devices_network_and_debugger_are_there_only_when_asked_for() {
-        let machine = stack()
-            .nic("user,model=virtio-net-pci")
-            .extra(["-device", "virtio-rng-pci"])
-            .gdb(Gdb {
-                port: 1234,
-                freeze: true,
-            });
-        assert_eq!(value(&machine, "-nic"), "user,model=virtio-net-pci");
-        assert_eq!(value(&machine, "-gdb"), "tcp:127.0.0.1:1234");
-        let arguments = arguments(&machine);
-        assert!(arguments.contains(&"-S".to_owned()));
-        assert!(arguments.ends_with(&["-device".to_owned(), "virtio-rng-pci".to_owned()]));
-    }
-}
+mod tests;

@@ -1,42 +1,30 @@
 //! A running machine.
 
-use crate::CommandLine;
-use crate::Echo;
 use crate::Exit;
 use crate::Line;
-use crate::Machine;
-use crate::MachineError;
-use crate::Qemu;
 use crate::QmpError;
 use crate::Source;
-use crate::Wiring;
+use crate::VsockAddress;
 use crate::console::Board;
 use crate::console::State;
-use crate::console::capture;
 use crate::qmp::Qmp;
-use nix::fcntl::FcntlArg;
-use nix::fcntl::FdFlag;
-use nix::fcntl::fcntl;
+use crate::vsock;
+use crate::vsock::VsockHelper;
 use serde_json::json;
 use std::fmt;
-use std::fs::File;
 use std::io::PipeWriter;
 use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
-use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
 /// File beside the consoles that holds the command.
-const COMMAND_FILE: &str = "qemu.sh";
+pub(crate) const COMMAND_FILE: &str = "qemu.sh";
 
 /// File beside the consoles for the vCPUs' registers when a wait fails.
 const REGISTERS_FILE: &str = "registers.txt";
@@ -44,40 +32,18 @@ const REGISTERS_FILE: &str = "registers.txt";
 /// So many last lines of each console stand in an error.
 const TAIL_LINES: usize = 12;
 
-/// Held while a QEMU is started.
-static SPAWN: Mutex<()> = Mutex::new(());
-
 /// A running machine. Dropping it kills QEMU.
 pub struct Vm {
-    child: Child,
-    exit: Option<Exit>,
-    board: Arc<Board>,
-    readers: Vec<JoinHandle<()>>,
-    typed: PipeWriter,
-    qmp: Qmp,
-    directory: PathBuf,
-}
-
-/// Both ends of the machine protocol's socket.
-struct QmpPair {
-    ours: UnixStream,
-    theirs: UnixStream,
-}
-
-/// Why a machine did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The description is wrong.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// The system refused something.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    pub(crate) child: Child,
+    pub(crate) exit: Option<Exit>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) readers: Vec<JoinHandle<()>>,
+    pub(crate) typed: PipeWriter,
+    pub(crate) qmp: Qmp,
+    pub(crate) directory: PathBuf,
+    pub(crate) vsock: Option<VsockAddress>,
+    /// Ends with the machine.
+    pub(crate) helper: Option<VsockHelper>,
 }
 
 /// Why what was waited for did not come.
@@ -117,111 +83,11 @@ pub struct ConsoleReport {
     pub tails: Vec<(Source, Vec<Line>)>,
     /// File with all registers at the time of the failure, if QEMU was still there.
     pub registers: Option<PathBuf>,
-}
-
-impl Machine {
-    /// Starts QEMU. Consoles and command are kept in files in `directory`, which is
-    /// created.
-    pub fn start(&self, qemu: &Qemu, directory: &Path) -> Result<Vm, StartError> {
-        self.start_with_echo(qemu, directory, |_| None)
-    }
-
-    /// Starts QEMU; what the consoles say is also given to `echo`.
-    pub fn start_with_echo(
-        &self,
-        qemu: &Qemu,
-        directory: &Path,
-        echo: impl FnMut(Source) -> Option<Echo>,
-    ) -> Result<Vm, StartError> {
-        let qmp = QmpPair::new()?;
-        let wiring = Wiring::Program {
-            qmp: qmp.theirs.as_raw_fd(),
-        };
-        Vm::spawn(&self.command_line(qemu, wiring)?, qmp, directory, echo)
-    }
-}
-
-impl QmpPair {
-    fn new() -> Result<Self, StartError> {
-        let (ours, theirs) = UnixStream::pair().map_err(|source| StartError::Io {
-            what: "a socket for QEMU's machine protocol".to_owned(),
-            source,
-        })?;
-        Ok(Self { ours, theirs })
-    }
+    /// Whether vsock's helper said anything, which is in a file beside the consoles.
+    pub helper_spoke: bool,
 }
 
 impl Vm {
-    /// Starts a command that is wired for a program.
-    fn spawn(
-        line: &CommandLine,
-        qmp: QmpPair,
-        directory: &Path,
-        mut echo: impl FnMut(Source) -> Option<Echo>,
-    ) -> Result<Self, StartError> {
-        let io = |what: String| move |source| StartError::Io { what, source };
-        let in_directory = || io(format!("keeping consoles in {}", directory.display()));
-
-        std::fs::create_dir_all(directory).map_err(in_directory())?;
-        std::fs::write(
-            directory.join(COMMAND_FILE),
-            format!("{}\n", line.shell_text()),
-        )
-        .map_err(in_directory())?;
-        let file = |source: Source| {
-            File::create(directory.join(source.file_name())).map_err(in_directory())
-        };
-        let (host_file, vtl2_file) = (file(Source::Host)?, file(Source::Vtl2)?);
-
-        // Pipes, not sockets: a socket charges each byte that the serial port sends with
-        // almost a KiB, so it is full after one long line and the port loses characters.
-        let pipes = || io("pipes for QEMU's consoles".to_owned());
-        let (typed_theirs, typed) = std::io::pipe().map_err(pipes())?;
-        let (vtl2, vtl2_theirs) = std::io::pipe().map_err(pipes())?;
-        let (host, host_theirs) = std::io::pipe().map_err(pipes())?;
-
-        let mut command = line.to_command();
-        command
-            .stdin(Stdio::from(typed_theirs))
-            .stdout(Stdio::from(vtl2_theirs))
-            .stderr(Stdio::from(host_theirs));
-        let board = Arc::new(Board::new(Instant::now()));
-        let starting = || io(format!("starting {}", line.program().display()));
-        let child = {
-            // While the socket can be inherited, no other machine may be started.
-            let _alone = SPAWN.lock().unwrap_or_else(PoisonError::into_inner);
-            let child = fcntl(&qmp.theirs, FcntlArg::F_SETFD(FdFlag::empty()))
-                .map_err(std::io::Error::from)
-                .and_then(|_| command.spawn());
-            // Our copies of QEMU's ends: only without them do the streams end with QEMU.
-            drop(command);
-            drop(qmp.theirs);
-            child.map_err(starting())?
-        };
-
-        let mut vm = Self {
-            child,
-            exit: None,
-            board: board.clone(),
-            readers: Vec::new(),
-            typed,
-            qmp: Qmp::new(qmp.ours).map_err(pipes())?,
-            directory: directory.to_owned(),
-        };
-        let readers = || io("a thread for a console".to_owned());
-        let host_reader = capture(
-            board.clone(),
-            Source::Host,
-            host,
-            host_file,
-            echo(Source::Host),
-        );
-        vm.readers.push(host_reader.map_err(readers())?);
-        let vtl2_reader = capture(board, Source::Vtl2, vtl2, vtl2_file, echo(Source::Vtl2));
-        vm.readers.push(vtl2_reader.map_err(readers())?);
-        Ok(vm)
-    }
-
     /// Waits for a line for which `matches` holds. Lines that are already there count.
     /// `what` names it in errors.
     pub fn wait_for(
@@ -297,6 +163,17 @@ impl Vm {
         &self.directory
     }
 
+    /// Where the machine's vsock is reached, if it has one. It can be connected to once the
+    /// guest has said that it listens, and not before.
+    pub fn vsock(&self) -> Option<&VsockAddress> {
+        self.vsock.as_ref()
+    }
+
+    /// Process id of QEMU.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks QEMU's human monitor, e.g. `info registers -a`.
     pub fn monitor(&mut self, command: &str) -> Result<String, QmpError> {
         let answer = self
@@ -327,10 +204,13 @@ impl Vm {
                 (source, lines[first..].to_vec())
             })
             .into();
+        let log = std::fs::metadata(self.directory.join(vsock::LOG_FILE));
+        let helper_spoke = self.vsock.is_some() && log.is_ok_and(|log| log.len() != 0);
         ConsoleReport {
             directory: self.directory.clone(),
             tails,
             registers,
+            helper_spoke,
         }
     }
 
@@ -368,6 +248,8 @@ impl Vm {
         }
         let exit = Exit::from_status(self.child.wait()?);
         self.exit = Some(exit);
+        // Only now: a device must not vanish from a machine that runs.
+        self.helper = None;
         // The other console's last lines belong to what a report shows.
         for reader in self.readers.drain(..) {
             let _ = reader.join();
@@ -408,6 +290,10 @@ impl fmt::Display for ConsoleReport {
         if let Some(registers) = &self.registers {
             write!(f, "\n--- registers: {}", registers.display())?;
         }
+        if self.helper_spoke {
+            let log = self.directory.join(vsock::LOG_FILE);
+            write!(f, "\n--- vsock's helper: {}", log.display())?;
+        }
         Ok(())
     }
 }
@@ -415,16 +301,21 @@ impl fmt::Display for ConsoleReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CommandLine;
+    use crate::StartError;
+    use crate::start::Wires;
     use vsm_host_defs::ExitReason;
 
     const SOON: Duration = Duration::from_millis(50);
     /// Only for tests that would otherwise hang.
     const LONG: Duration = Duration::from_secs(60);
 
-    /// A machine protocol that nobody speaks: the other ends of both sockets are gone.
-    fn no_qmp() -> QmpPair {
-        let (ours, theirs) = (QmpPair::new().unwrap().ours, QmpPair::new().unwrap().theirs);
-        QmpPair { ours, theirs }
+    fn spawn(
+        line: &CommandLine,
+        directory: &Path,
+        echo: impl FnMut(Source) -> Option<crate::Echo>,
+    ) -> Result<Vm, StartError> {
+        Vm::spawn(line, Wires::dead(), directory, echo)
     }
 
     /// A shell script in QEMU's place: descriptors 0 and 1 are VTL2's console, 2 the host log.
@@ -432,10 +323,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut line = CommandLine::new(Path::new("sh"));
         line.option("-c", script);
-        let vm = Vm::spawn(&line, no_qmp(), &directory.path().join("consoles"), |_| {
-            None
-        })
-        .unwrap();
+        let vm = spawn(&line, &directory.path().join("consoles"), |_| None).unwrap();
         (directory, vm)
     }
 
@@ -531,7 +419,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut line = CommandLine::new(Path::new("sh"));
         line.option("-c", "printf 'no end' ");
-        let _vm = Vm::spawn(&line, QmpPair::new().unwrap(), directory.path(), |source| {
+        let _vm = spawn(&line, directory.path(), |source| {
             (source == Source::Vtl2)
                 .then(|| Box::new(Sender(sender.take().unwrap())) as crate::Echo)
         })
@@ -544,9 +432,7 @@ mod tests {
     fn a_program_that_is_not_there_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let line = CommandLine::new(Path::new("/nonexistent/qemu"));
-        let error = Vm::spawn(&line, QmpPair::new().unwrap(), directory.path(), |_| None)
-            .err()
-            .unwrap();
+        let error = spawn(&line, directory.path(), |_| None).err().unwrap();
         assert!(error.to_string().contains("/nonexistent/qemu"), "{error}");
     }
 }

@@ -5,3 +5,4 @@ mod command_line;
 mod crash;
 mod image;
 mod tmk;
+mod vsock;
