@@ -23,6 +23,9 @@ pub enum Error {
         /// Why.
         error: Box<ViewError>,
     },
+    /// Options of the host.
+    #[error("{0}")]
+    Options(String),
     /// Reading of a file.
     #[error("{}: cannot be read: {error}", path.display())]
     Read {

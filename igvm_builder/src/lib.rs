@@ -24,7 +24,7 @@
 //! kernel and shim, [`layout`] decides the places, [`registers`] the start of the first
 //! processor, [`image`] writes the file. Then the other direction: [`view`] reads any
 //! file and recognises the parts, [`dump`], [`map`], [`diff`] and [`measure`] tell about
-//! it.
+//! it, and [`placement`] asks the host's loader what it would do with it.
 
 #![forbid(unsafe_code)]
 
@@ -39,6 +39,7 @@ pub mod layout;
 pub mod manifest;
 pub mod map;
 pub mod measure;
+pub mod placement;
 pub mod registers;
 pub mod view;
 

@@ -1,7 +1,8 @@
 //! `igvm`: builds, shows and compares images.
 //!
 //! The work is done by the library; here are the options and the texts. Exit codes: 0 for
-//! success, 1 for "`diff` found a difference", 2 for an error.
+//! success, 1 for "`diff` found a difference" or "`check` found that the host would refuse
+//! the image", 2 for an error.
 
 use clap::{Args, Parser, Subcommand};
 use igvm_builder::component::human_size;
@@ -9,12 +10,17 @@ use igvm_builder::diff::diff;
 use igvm_builder::dump::{describe, hex};
 use igvm_builder::error::{read_file, read_image, write_file};
 use igvm_builder::measure::measure;
+use igvm_builder::placement::{Machine, parse_size, place};
 use igvm_builder::{Error, Manifest, Resources, build, map};
+use igvm_loader::Options;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// More would not have an APIC id that the host can reach, the parked CPU included.
+const MAX_VPS: i64 = 254;
 
 /// Builds, shows and compares IGVM images of the paravisor.
 #[derive(Parser)]
@@ -55,6 +61,13 @@ enum Command {
         Example:\n  igvm measure openhcl.igvm"
     )]
     Measure(FileArgs),
+    /// Tell whether `vsm_host` would load an image, and where everything would go; exit
+    /// code 1 if it would refuse
+    #[command(after_help = "Examples:\n  \
+        igvm check openhcl.igvm\n  \
+        igvm check openhcl.igvm --vps 16 --memory 8G --host-option vtl2_memory=128M\n  \
+        igvm check openhcl.igvm --json | jq .plan.entry")]
+    Check(CheckArgs),
 }
 
 #[derive(Args)]
@@ -86,6 +99,25 @@ struct BuildArgs {
 struct FileArgs {
     /// The image
     file: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    /// The image
+    file: PathBuf,
+    /// Number of virtual processors
+    #[arg(long, value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u32).range(..=MAX_VPS))]
+    vps: u32,
+    /// All memory of the machine
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    memory: u64,
+    /// Option of the host, as on its command line; may be given more than once
+    #[arg(long = "host-option", value_name = "OPTION")]
+    host_options: Vec<String>,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -124,6 +156,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => run_diff(&args),
         Command::Map(args) => run_map(&args),
         Command::Measure(args) => run_measure(&args),
+        Command::Check(args) => run_check(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("igvm: {error}");
@@ -227,6 +260,40 @@ fn run_measure(args: &FileArgs) -> Result<ExitCode, Error> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_check(args: &CheckArgs) -> Result<ExitCode, Error> {
+    let file = read_file(&args.file)?;
+    let options = args.host_options.join(" ");
+    let machine = Machine {
+        vps: args.vps,
+        memory: args.memory,
+        options: Options::parse(&options).map_err(|error| Error::Options(error.to_string()))?,
+    };
+    let (text, json, code) = match place(&file, &machine) {
+        Ok(placement) => (
+            placement.to_string(),
+            json!({ "loads": true, "plan": placement }),
+            ExitCode::SUCCESS,
+        ),
+        Err(error) => (
+            format!("would be refused: {error}\n"),
+            json!({
+                "loads": false,
+                "place": error.place.to_string(),
+                "reason": error.reason.to_string(),
+                "found": error.found.to_string(),
+                "expected": error.expected.to_string(),
+            }),
+            ExitCode::from(1),
+        ),
+    };
+    print(&if args.json {
+        format!("{json:#}\n")
+    } else {
+        text
+    });
+    Ok(code)
 }
 
 /// Prints to the standard output. That its reader has gone (`igvm dump … | head`) is no

@@ -76,6 +76,46 @@ fn image_is_built_shown_drawn_measured_and_compared() {
 }
 
 #[test]
+fn check_shows_the_plan_of_the_host_or_its_refusal() {
+    let directory = tempfile::tempdir().expect("there is a temporary directory");
+    let directory = directory.path();
+    build(directory, &Parts::new(), "a.igvm");
+    let check = |arguments: &[&str]| igvm(directory, &[&["check", "a.igvm"], arguments].concat());
+
+    let plan = check(&["--vps", "4", "--memory", "5G"]);
+    assert_eq!(plan.status.code(), Some(0));
+    let text = stdout(&plan);
+    for part in [
+        "would load on q35 with 4 VPs and 5 GiB",
+        "VTL2 memory  [0x8000000, 0xc000000), 64 MiB",
+        "relocation   none",
+        "of it from the file",
+        "DeviceTree: ",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    let larger = check(&["--json", "--host-option", "vtl2_memory=96M"]);
+    let json: serde_json::Value = serde_json::from_str(stdout(&larger)).expect("it is JSON");
+    assert_eq!(json["plan"]["vtl2_memory"]["end"], 224 << 20);
+    assert_eq!(json["plan"]["runs"][0]["from_file"], true);
+
+    let refusal = check(&["--memory", "160M"]);
+    assert_eq!(refusal.status.code(), Some(1));
+    let text = stdout(&refusal);
+    assert!(text.starts_with("would be refused: "), "{text}");
+    let refusal = check(&["--vps", "0", "--json"]);
+    assert_eq!(refusal.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_str(stdout(&refusal)).expect("it is JSON");
+    assert_eq!(json["reason"], "number of VPs");
+    assert_eq!(json["loads"], false);
+
+    let misspelt = check(&["--host-option", "vtl2_memroy=96M"]);
+    assert_eq!(misspelt.status.code(), Some(2));
+    let message = String::from_utf8_lossy(&misspelt.stderr);
+    assert!(message.contains("found \"vtl2_memroy=96M\""), "{message}");
+}
+
+#[test]
 fn errors_name_the_file_and_exit_with_2() {
     let directory = tempfile::tempdir().expect("there is a temporary directory");
     std::fs::write(directory.path().join("text"), "no image").expect("it is writable");
@@ -94,7 +134,7 @@ fn errors_name_the_file_and_exit_with_2() {
 
 #[test]
 fn help_has_examples() {
-    for command in ["build", "dump", "diff", "map", "measure"] {
+    for command in ["build", "dump", "diff", "map", "measure", "check"] {
         let output = igvm(Path::new("."), &[command, "--help"]);
 
         assert!(stdout(&output).contains("Example"), "{command}");

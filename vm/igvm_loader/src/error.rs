@@ -169,7 +169,7 @@ impl fmt::Display for Detail {
 }
 
 /// The name of the type in the specification, as other tools print it.
-fn header_name(kind: HeaderType) -> Option<String> {
+pub(crate) fn header_name(kind: HeaderType) -> Option<String> {
     let name = format!("{kind:?}");
     let words = name
         .strip_prefix("IGVM_VHT_")?

@@ -27,6 +27,7 @@ mod machine;
 mod options;
 mod page_tables;
 mod params;
+pub mod q35;
 mod range;
 mod relocation;
 mod scan;
@@ -38,10 +39,11 @@ mod tests;
 
 pub use error::{Detail, ImageError, Place, Reason};
 pub use machine::{AcpiTables, Cpu, IoApic, MachineInfo, RamRange};
-pub use options::{OptionError, Options};
+pub use options::{OptionError, Options, SIZE_FORM, parse_size};
 pub use range::{MemoryRange, PAGE_SIZE, normalize, subtract};
 pub use start_context::{ContextError, EFER_GUEST, Gprs, StartContext};
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use hv_defs::registers::HvRegisterName;
 use igvm_defs::IgvmVariableHeaderType;
@@ -78,6 +80,13 @@ pub struct Parameter {
     pub room: MemoryRange,
     /// What is written there.
     pub bytes: Vec<u8>,
+}
+
+impl Parameter {
+    /// The name of its kind in the specification.
+    pub fn name(&self) -> String {
+        error::header_name(self.kind).unwrap_or_default()
+    }
 }
 
 impl LoadPlan<'_> {

@@ -10,7 +10,8 @@ use vsm_host_defs::OPTION_BOOTARGS_SEPARATOR;
 use vsm_host_defs::OPTION_PARK;
 use vsm_host_defs::OPTION_VTL2_MEMORY;
 
-const SIZE_FORM: &str = "a number with suffix K, M or G, not 0 and a multiple of 4K";
+/// What a size must be.
+pub const SIZE_FORM: &str = "a number with suffix K, M or G, not 0 and a multiple of 4K";
 const OPTIONS: &str = "vtl2_memory=SIZE, park=on|off, or -- before the arguments for the image";
 
 /// What the person who started the machine asked for.
@@ -42,7 +43,7 @@ pub enum OptionError<'a> {
     Word {
         /// The option, or what is instead of one.
         option: &'a str,
-        /// Its value.
+        /// Its value; of what is no option, all of it.
         found: &'a str,
         /// What it could be.
         expected: &'static str,
@@ -83,7 +84,7 @@ impl<'a> Options<'a> {
                     let expected = (!["on", "off"].contains(&value)).then_some("on or off");
                     (1, OPTION_PARK, value, expected)
                 } else {
-                    (0, word, "", Some(OPTIONS))
+                    (0, word, word, Some(OPTIONS))
                 };
             let repeated = core::mem::replace(&mut seen[index], true).then_some("it only once");
             if let Some(expected) = expected.or(repeated) {
@@ -117,7 +118,7 @@ fn split_bootargs(command_line: &str) -> (&str, &str) {
 }
 
 /// A decimal number with an optional suffix, for a size in whole pages.
-fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 10),
         b'M' | b'm' => (&text[..text.len() - 1], 20),
@@ -195,7 +196,7 @@ mod tests {
             ),
             (
                 "park=on --x",
-                "option --x: found \"\", expected vtl2_memory=SIZE",
+                "option --x: found \"--x\", expected vtl2_memory=SIZE",
             ),
         ] {
             let error = Options::parse(line).unwrap_err().to_string();

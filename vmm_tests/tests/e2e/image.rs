@@ -1,15 +1,20 @@
 //! Broken images are refused by name, before anything of VTL2 runs.
 
+use igvm_builder::placement;
+use igvm_builder::placement::{Placement, place};
 use igvm_defs::IGVM_FIXED_HEADER;
 use igvm_defs::IGVM_VHS_PAGE_DATA;
 use igvm_defs::IGVM_VHS_REQUIRED_MEMORY;
 use igvm_defs::IGVM_VHS_SUPPORTED_PLATFORM;
 use igvm_defs::IgvmPlatformType;
 use igvm_defs::IgvmVariableHeaderType;
+use igvm_loader::Options;
+use qemu::ByteCount;
 use qemu::Source;
 use std::mem::offset_of;
 use vmm_tests::Image;
 use vmm_tests::Scenario;
+use vmm_tests::TmkImage;
 use vsm_host_defs::HOST_MEMORY_BASE;
 
 /// Starts a machine with the image and returns why the host refuses it.
@@ -37,6 +42,48 @@ fn assert_names(reason: &str, parts: &[&str]) {
 
 fn page_data(image: Image, nth: usize, change: impl FnOnce(&mut IGVM_VHS_PAGE_DATA)) -> Image {
     image.with_header(IgvmVariableHeaderType::IGVM_VHT_PAGE_DATA, nth, change)
+}
+
+/// Asks the loader as `igvm check` does.
+fn check(image: &[u8], vps: u32, memory: ByteCount) -> Result<Placement, String> {
+    let machine = placement::Machine {
+        vps,
+        memory: memory.get(),
+        options: Options::default(),
+    };
+    place(image, &machine).map_err(|error| error.to_string())
+}
+
+#[test]
+fn igvm_check_says_what_the_host_then_does() {
+    let tmk = TmkImage::built();
+    for (image, vps, memory) in [
+        (Image::release().bytes().to_vec(), 4, ByteCount::gib(1)),
+        // With parameters of every kind, moved, and RAM above 4 GiB.
+        (tmk.must_move().pack(), 2, ByteCount::gib(5)),
+    ] {
+        let plan = check(&image, vps, memory).unwrap();
+        let scenario = Scenario::image_bytes(&image).vps(vps).memory(memory);
+        let mut vm = scenario.start();
+        let expected = format!(
+            "image loaded: {} KiB, VTL2 memory {}, moved by {:#x}, entry {:#x}, parameters {} bytes",
+            plan.loaded_bytes >> 10,
+            plan.vtl2_memory,
+            plan.relocation_offset,
+            plan.entry,
+            plan.parameters.iter().map(|p| p.used).sum::<u64>()
+        );
+        vm.expect(Source::Host, &expected);
+    }
+}
+
+#[test]
+fn igvm_check_refuses_in_the_words_of_the_host() {
+    let image = Image::release();
+    let memory = ByteCount::mib(160);
+    let refusal = check(image.bytes(), 1, memory).unwrap_err();
+    let scenario = Scenario::image_bytes(image.bytes()).vps(1).memory(memory);
+    assert_eq!(scenario.start().expect_refusal(), refusal);
 }
 
 #[test]

@@ -58,9 +58,15 @@ extern "C" fn bsp_main(start_info: u64) -> ! {
     });
     plan.execute(&mut Physical);
     log!(
-        "image loaded: {} KiB, VTL2 memory {}",
+        "image loaded: {} KiB, VTL2 memory {}, moved by {:#x}, entry {:#x}, parameters {} bytes",
         plan.loaded_bytes() >> 10,
-        plan.vtl2_memory()
+        plan.vtl2_memory(),
+        plan.relocation_offset(),
+        plan.context().state().rip,
+        plan.parameters()
+            .iter()
+            .map(|p| p.bytes.len())
+            .sum::<usize>()
     );
 
     let bsp = lapic::id();

@@ -2,7 +2,7 @@
 //! into headers, so that a test can spoil one thing and put a right checksum on it.
 
 use crate::{
-    AcpiTables, Cpu, HostMemoryWriter, IoApic, MachineInfo, MemoryRange, RamRange, subtract,
+    AcpiTables, Cpu, HostMemoryWriter, IoApic, MachineInfo, MemoryRange, RamRange, q35, subtract,
 };
 use igvm::IgvmDirectiveHeader;
 use igvm::IgvmFile;
@@ -374,7 +374,11 @@ pub(crate) fn machine(ram: &[(u64, u64)]) -> MachineInfo {
 
 /// 512 MiB, as QEMU lays them out.
 pub(crate) fn small_machine() -> MachineInfo {
-    machine(&[(0, 0x9_f000), (MIB, 512 * MIB - 0x2_0000)])
+    let ram: Vec<_> = q35::ram(512 * MIB)
+        .iter()
+        .map(|range| (range.start(), range.end()))
+        .collect();
+    machine(&ram)
 }
 
 /// Pages that a plan has written.
