@@ -162,7 +162,7 @@ pub(super) fn repeated<P: Processor>(
 
 /// Checks the common input of enabling a VTL on a VP and starting it.
 fn vp_and_context<P: Processor>(
-    caller: &Caller<'_, P>,
+    caller: &mut Caller<'_, P>,
     input: &EnableVpVtl,
 ) -> Result<(u32, Vtl, StartContext), HvStatus> {
     check_partition(input.partition_id)?;
@@ -174,8 +174,10 @@ fn vp_and_context<P: Processor>(
         return Err(HvStatus::INVALID_PARTITION_STATE);
     }
     let context = StartContext::new(input.vp_context).map_err(|error| {
-        let text = format_args!("context for VP {vp} refused: {error}");
-        caller.processor.log(text);
+        if caller.partition.may_report(caller.vp) {
+            let text = format_args!("context for VP {vp} refused: {error}");
+            caller.processor.log(text);
+        }
         HvStatus::INVALID_REGISTER_VALUE
     })?;
     Ok((vp, vtl, context))

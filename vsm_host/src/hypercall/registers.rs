@@ -147,7 +147,9 @@ fn write<P: Processor>(
         Name(CRASH_P0..=CRASH_P4) => {
             partition.set_crash_parameter((name - CRASH_P0) as usize, value);
         }
-        Name::GUEST_CRASH_CTL => partition.report_crash(vtl, caller.processor, value.into()),
+        Name::GUEST_CRASH_CTL => {
+            partition.report_crash(caller.vp, vtl, caller.processor, value.into());
+        }
         // These are known, but nobody sets them.
         Name::VP_INDEX
         | Name::VSM_VP_STATUS

@@ -1,5 +1,6 @@
 use super::*;
 use crate::partition::Next;
+use crate::partition::counters::MAX_REPORTS;
 use crate::partition::mailbox::Sleeper;
 use crate::partition::tests::{FakeProcessor, VTL2_END, setup};
 use crate::svm::context::tests::linux_ap;
@@ -238,7 +239,12 @@ fn bad_targets_and_contexts_are_refused() {
         enable(|i| i.vp_context.efer |= 1 << 12),
         HvStatus::INVALID_REGISTER_VALUE
     );
+    for _ in 0..20 {
+        enable(|i| i.vp_context.efer |= 1 << 12);
+    }
     assert_eq!(enable(|_| ()), HvStatus::SUCCESS);
+    let log = guest.processor.log.borrow();
+    assert_eq!(log.len(), MAX_REPORTS as usize, "{log:?}");
 }
 
 #[test]

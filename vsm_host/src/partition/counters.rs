@@ -6,6 +6,9 @@ use spin::Mutex;
 /// Different requests that are told apart; further ones are only counted together.
 const CAPACITY: usize = 48;
 
+/// What one VP can make the host log beside the end of the machine, in reports.
+pub const MAX_REPORTS: u32 = 8;
+
 /// A request that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
@@ -23,6 +26,8 @@ pub enum Refused {
     Apic(u64),
     /// An instruction that is the host's, by exit code.
     Instruction(u64),
+    /// A report that would have been logged, after [`MAX_REPORTS`] of the VP.
+    Report,
 }
 
 impl fmt::Display for Refused {
@@ -34,6 +39,7 @@ impl fmt::Display for Refused {
             Self::Register(name) => write!(f, "VP register {name:#x}"),
             Self::Port(port) => write!(f, "access to port {port:#x}"),
             Self::Apic(address) => write!(f, "write to APIC register {address:#x}"),
+            Self::Report => f.write_str("further report of a VP"),
             Self::Instruction(exit) => write!(f, "instruction with exit code {exit:#x}"),
         }
     }

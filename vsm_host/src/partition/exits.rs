@@ -10,6 +10,7 @@ use crate::{cpuid, hypercall, log_text};
 use boot_events::{HOST_ERROR_PREFIX, HOST_VTL2_CRASH_PREFIX};
 use core::fmt;
 use vsm_host_defs::{ExitReason, HOST_MEMORY_BASE, HOST_MEMORY_SIZE};
+use x86_defs::EFER_SVME;
 use x86_defs::svm::{EventInjection, ExitCode, IoInfo};
 
 /// Bit of EXITINFO1 of a nested page fault: it was a write.
@@ -240,7 +241,12 @@ fn log_registers(vp: &Vp, processor: &impl Processor) {
     ));
     processor.log(format_args!(
         "  cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
-        s.cr0, s.cr2, s.cr3, s.cr4, s.efer
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        // As the VTL sees it.
+        s.efer & !EFER_SVME
     ));
     processor.log(format_args!(
         "  cs {:#x} base {:#x} ss {:#x} gs {:#x} gdtr {:#x} idtr {:#x}/{:#x} tr {:#x}",

@@ -23,7 +23,7 @@ use crate::vtl::{VTL_COUNT, Vtl, VtlSpace};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use counters::Counters;
+use counters::{Counters, MAX_REPORTS, Refused};
 use crash::CrashReport;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::msr::OverlayPage;
@@ -195,6 +195,17 @@ impl Partition {
         Ok(())
     }
 
+    /// Whether another report of this VP may be logged; if not, it is counted.
+    pub(crate) fn may_report(&self, vp: &mut Vp) -> bool {
+        let may = vp.reports < MAX_REPORTS;
+        if may {
+            vp.reports += 1;
+        } else {
+            self.counters.count(Refused::Report);
+        }
+        may
+    }
+
     /// Identity of a VTL's software.
     pub(crate) fn guest_os_id(&self, vtl: Vtl) -> u64 {
         self.shared.lock().vtls[vtl.index()].guest_os_id
@@ -264,6 +275,8 @@ pub struct Vp {
     /// Its state in each VTL.
     pub vtls: [VpVtl; VTL_COUNT],
     mtrrs: Mtrrs,
+    /// Reports that it has made the host log.
+    reports: u32,
 }
 
 /// State of a VP in a VTL.
@@ -298,6 +311,7 @@ impl Vp {
                 tsc_invariant_control: 0,
             }),
             mtrrs: Mtrrs::default(),
+            reports: 0,
         }
     }
 

@@ -173,7 +173,7 @@ impl Partition {
             HV_X64_MSR_CRASH_P0..=HV_X64_MSR_CRASH_P4 => {
                 self.set_crash_parameter((msr - HV_X64_MSR_CRASH_P0) as usize, value);
             }
-            HV_X64_MSR_CRASH_CTL => self.report_crash(vtl, processor, value.into()),
+            HV_X64_MSR_CRASH_CTL => self.report_crash(vp, vtl, processor, value.into()),
             _ => *vp.mtrrs.register(msr).ok_or(FAULT)? = value,
         }
         Ok(Next::Resume)
@@ -254,15 +254,23 @@ impl Partition {
 
     /// Takes over and logs what a VTL says about its end. The machine goes on: the VTL may
     /// have more to do, and ends by a triple fault.
-    pub(crate) fn report_crash(&self, vtl: Vtl, processor: &impl Processor, control: CrashControl) {
+    pub(crate) fn report_crash(
+        &self,
+        vp: &mut Vp,
+        vtl: Vtl,
+        processor: &impl Processor,
+        control: CrashControl,
+    ) {
         let parameters = self.shared.lock().crash_parameters;
         let Some(report) = CrashReport::take(parameters, control, &self.memory(vtl, processor))
         else {
             return;
         };
-        processor.log(format_args!("{vtl} reports a crash: {report}"));
-        for line in report.text.lines() {
-            processor.log(format_args!("  | {line}"));
+        if self.may_report(vp) {
+            processor.log(format_args!("{vtl} reports a crash: {report}"));
+            for line in report.text.lines() {
+                processor.log(format_args!("  | {line}"));
+            }
         }
         self.shared.lock().crash = Some(report);
     }

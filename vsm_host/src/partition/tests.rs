@@ -272,6 +272,42 @@ fn a_crash_is_told_once_with_its_text() {
         log[3],
         "VTL2 crashed: Kernel panic - not syncing: why (VP 0: triple fault)"
     );
+    let efer = log.iter().find_map(|line| line.split_once("efer "));
+    assert_eq!(efer.map(|(_, value)| value), Some("0xd01"), "{log:?}");
+}
+
+#[test]
+fn a_vp_cannot_flood_the_log() {
+    let (partition, mut vp, processor) = setup();
+    for _ in 0..100 {
+        wrmsr(
+            &partition,
+            &mut vp,
+            &processor,
+            HV_X64_MSR_CRASH_CTL,
+            1 << 63,
+        );
+    }
+    assert_eq!(processor.log.borrow().len(), 8);
+    let mut summary = String::new();
+    partition
+        .counters
+        .summary(|line| summary += &line.to_string());
+    assert_eq!(summary, "refused 92 times: further report of a VP");
+    // The last report is still the one that the end is explained with.
+    exit(&mut vp, &processor, ExitCode::SHUTDOWN, 0, &[]);
+    let _ = partition.handle_exit(&mut vp, &processor);
+    assert!(processor.log.borrow()[8].contains("no text (VP 0: triple fault)"));
+}
+
+#[test]
+fn a_fetch_from_forbidden_memory_is_said_to_be_one() {
+    let (partition, mut vp, processor) = setup();
+    exit(&mut vp, &processor, ExitCode::NPF, 1 << 32 | 1 << 4, &[]);
+    vp.vmcb_mut().control.exit_info2 = 0x0700_0000;
+    let _ = partition.handle_exit(&mut vp, &processor);
+    let expected = "VTL2 crashed: VP 0: executes at GPA 0x7000000, which it does not have";
+    assert_eq!(processor.log.borrow()[0], expected);
 }
 
 #[test]
