@@ -1,0 +1,266 @@
+//! The receiving end.
+
+use super::Encoded;
+use super::Incoming;
+use super::Place;
+use super::Shared;
+use super::Socket;
+use super::wake_all;
+use crate::codec;
+use crate::codec::DecodeError;
+use crate::connection::Connections;
+use crate::message::Message;
+use crate::socket;
+use crate::socket::ReceiveError;
+use crate::socket::Received;
+use crate::watch;
+use crate::wire;
+use crate::wire::WireError;
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use thiserror::Error;
+use tokio::io::Interest;
+
+/// The receiving end of a channel. It can be sent in a message, and takes along what was
+/// not received yet; what stays behind is an end that is [`RecvError::Closed`].
+pub struct Receiver<T> {
+    pub(super) shared: Arc<Shared<T>>,
+}
+
+/// Why no message will come any more.
+#[derive(Debug, Error)]
+pub enum RecvError {
+    /// All senders are gone, and all that they had sent was received.
+    #[error("all senders are gone")]
+    Closed,
+    /// A sender in another process broke the rules. The channel is closed.
+    #[error("message of the channel: {0}")]
+    Wire(#[from] WireError),
+    /// The socket failed, or there is no tokio runtime to wait for it. The channel is
+    /// closed.
+    #[error("socket of the channel: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the socket had.
+enum Next<T> {
+    Message(T),
+    /// A call too many; its caller knows.
+    Refused,
+    Nothing,
+}
+
+impl<T> Receiver<T> {
+    pub(super) fn new(shared: Arc<Shared<T>>) -> Self {
+        Self { shared }
+    }
+
+    /// Ends the channel.
+    fn close(&self) {
+        let mut state = self.shared.lock();
+        if state.place == Place::Here {
+            state.place = Place::Gone;
+        }
+        state.first = 0;
+        let queue = std::mem::take(&mut state.queue);
+        let incoming = state.incoming.take();
+        let link = match state.place {
+            Place::Moved => None,
+            Place::Here | Place::Gone => state.link.take(),
+        };
+        let wakers = std::mem::take(&mut state.sender_wakers);
+        drop(state);
+        // Messages may hold ends of this very channel.
+        drop((queue, incoming, link));
+        wake_all(wakers);
+    }
+}
+
+impl<T: Message> Receiver<T> {
+    /// Waits for the next message. A future that is dropped has taken none.
+    ///
+    /// # Errors
+    /// No message will come any more.
+    pub async fn recv(&mut self) -> Result<T, RecvError> {
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// The next message if there is one.
+    ///
+    /// # Errors
+    /// No message will come any more.
+    pub fn try_recv(&mut self) -> Result<Option<T>, RecvError> {
+        match self.next(None) {
+            Poll::Ready(result) => result.map(Some),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    /// As [`recv`](Self::recv), for a future of one's own.
+    ///
+    /// # Errors
+    /// No message will come any more.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, RecvError>> {
+        self.next(Some(cx))
+    }
+
+    fn next(&mut self, mut cx: Option<&mut Context<'_>>) -> Poll<Result<T, RecvError>> {
+        loop {
+            let mut state = self.shared.lock();
+            if state.place != Place::Here {
+                return Poll::Ready(Err(RecvError::Closed));
+            }
+            if state.first > 0 || state.queue_turn || state.incoming.is_none() {
+                state.queue_turn = false;
+                if let Some((message, wakers)) = state.pop() {
+                    drop(state);
+                    wake_all(wakers);
+                    return Poll::Ready(Ok(message));
+                }
+            }
+            // The socket is read without the lock: decoding runs code of others.
+            let incoming = state.incoming.take();
+            if let Some(cx) = &cx {
+                state.receiver_waker = Some(cx.waker().clone());
+            }
+            let senders = state.senders;
+            drop(state);
+            let Some(mut incoming) = incoming else {
+                if senders > 0 {
+                    return Poll::Pending;
+                }
+                self.close();
+                return Poll::Ready(Err(RecvError::Closed));
+            };
+            let next = incoming.next(cx.as_deref_mut());
+            let mut state = self.shared.lock();
+            state.queue_turn = true;
+            match next {
+                Ok(Next::Message(message)) => {
+                    state.incoming = Some(incoming);
+                    return Poll::Ready(Ok(message));
+                }
+                Ok(Next::Refused) => state.incoming = Some(incoming),
+                Ok(Next::Nothing) => {
+                    state.incoming = Some(incoming);
+                    if state.queue.is_empty() {
+                        return Poll::Pending;
+                    }
+                }
+                Err(RecvError::Closed) => {
+                    // All sockets of senders are closed; the queue may have messages yet.
+                    drop(state);
+                    drop(incoming);
+                }
+                Err(error) => {
+                    drop(state);
+                    drop(incoming);
+                    self.close();
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+    }
+}
+
+impl Incoming {
+    fn next<T: Message>(&mut self, cx: Option<&mut Context<'_>>) -> Result<Next<T>, RecvError> {
+        if let Some(Encoded { bytes, descriptors }) = self.backlog.pop_front() {
+            return decode(&bytes, descriptors, &mut self.connections);
+        }
+        loop {
+            match &mut self.socket {
+                Socket::Plain(fd) => {
+                    if let Some(next) = receive(fd.as_fd(), &mut self.connections)? {
+                        return Ok(next);
+                    }
+                    if cx.is_none() {
+                        return Ok(Next::Nothing);
+                    }
+                    let fd = fd.try_clone()?;
+                    let registered = watch::register(fd, Interest::READABLE)?;
+                    self.socket = Socket::Registered(registered);
+                }
+                Socket::Registered(fd) => {
+                    let Some(cx) = &cx else {
+                        let next = receive(fd.as_fd(), &mut self.connections)?;
+                        return Ok(next.unwrap_or(Next::Nothing));
+                    };
+                    let waker = cx.waker().clone();
+                    let mut guard = match fd.poll_read_ready(&mut Context::from_waker(&waker)) {
+                        Poll::Ready(guard) => guard?,
+                        Poll::Pending => return Ok(Next::Nothing),
+                    };
+                    match receive(guard.get_inner().as_fd(), &mut self.connections)? {
+                        Some(next) => return Ok(next),
+                        None => guard.clear_ready(),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Takes a message out of the socket. None: it is empty.
+fn receive<T: Message>(
+    fd: BorrowedFd<'_>,
+    connections: &mut Connections,
+) -> Result<Option<Next<T>>, RecvError> {
+    let received = socket::receive(fd, |received| {
+        let Received {
+            kind,
+            body,
+            descriptors,
+        } = received;
+        if kind != wire::Kind::Message {
+            return Err(WireError::Kind { kind: kind as u8 }.into());
+        }
+        decode(&body, descriptors, connections)
+    });
+    match received {
+        Ok(next) => next.map(Some),
+        Err(ReceiveError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(ReceiveError::Closed) => Err(RecvError::Closed),
+        Err(ReceiveError::Wire(error)) => Err(error.into()),
+        Err(ReceiveError::Io(error)) => Err(error.into()),
+    }
+}
+
+fn decode<T: Message>(
+    bytes: &[u8],
+    descriptors: Vec<OwnedFd>,
+    connections: &mut Connections,
+) -> Result<Next<T>, RecvError> {
+    match codec::decode(bytes, descriptors, connections) {
+        Ok(message) => Ok(Next::Message(message)),
+        Err(DecodeError::Busy) => Ok(Next::Refused),
+        Err(DecodeError::Wire(error)) => Err(error.into()),
+    }
+}
+
+impl Socket {
+    pub(super) fn into_fd(self) -> OwnedFd {
+        match self {
+            Self::Plain(fd) => fd,
+            Self::Registered(fd) => fd.into_inner(),
+        }
+    }
+}
+
+impl<T> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl<T> fmt::Debug for Receiver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver").finish_non_exhaustive()
+    }
+}
