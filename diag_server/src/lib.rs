@@ -19,14 +19,67 @@
 
 #![deny(unsafe_code)]
 
+mod call;
+mod connection;
+mod data;
+mod files;
 mod handler;
+mod io;
 mod limits;
+mod process;
+mod safe;
+mod server;
+mod service;
+mod stats;
 mod status;
+mod sys;
+mod tasks;
 
 pub use handler::Handler;
 pub use handler::InspectCall;
 pub use handler::UpdateCall;
 pub use handler::Visibility;
+pub use io::Listener;
 pub use limits::Limits;
+pub use server::Listeners;
+pub use server::ServeError;
+pub use server::serve;
+pub use stats::Counter;
+pub use stats::Gauge;
+pub use stats::ServerStats;
 pub use status::Code;
 pub use status::Status;
+
+use std::path::PathBuf;
+
+/// Whom the server trusts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Exposure {
+    /// Clients are administrators: all services.
+    #[default]
+    Everything,
+    /// The host of an isolated VM: only the reading of values that are marked safe. There
+    /// are no other services and no data connections, as if this server had none.
+    SafeInspect,
+}
+
+/// How to serve.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Bounds on what peers can make the server hold.
+    pub limits: Limits,
+    /// Whom the server trusts.
+    pub exposure: Exposure,
+    /// The device that gives out the kernel's log.
+    pub kernel_log: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            exposure: Exposure::default(),
+            kernel_log: "/dev/kmsg".into(),
+        }
+    }
+}

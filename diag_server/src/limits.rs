@@ -30,9 +30,9 @@ pub struct Limits {
     pub processes: usize,
     /// Exit codes kept of processes that nobody has waited for; the oldest is forgotten.
     pub exit_codes: usize,
-    /// A control connection is closed if a started request or a response makes no progress
-    /// for so long.
-    pub stall: Duration,
+    /// A control connection is closed if a request that has begun to arrive is not complete
+    /// after so long, or if its peer does not take a response in so long.
+    pub transfer: Duration,
     /// How long requests of a client that sends no more are still carried out. (On vsock, a
     /// client that has gone looks the same.)
     pub half_closed: Duration,
@@ -58,7 +58,7 @@ impl Default for Limits {
             payload_fields: 4096,
             processes: 32,
             exit_codes: 64,
-            stall: Duration::from_secs(10),
+            transfer: Duration::from_secs(30),
             half_closed: Duration::from_secs(5),
             linger: Duration::from_secs(60),
             drain: Duration::from_millis(500),

@@ -1,0 +1,218 @@
+//! Streams of bytes on tokio's reactor: sockets of any family, pipes, terminals.
+//!
+//! tokio knows Unix sockets but not AF_VSOCK, and its types insist on the address family.
+//! What is needed here is little and the same for all, so a stream is a bare descriptor.
+
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::FcntlArg;
+use nix::fcntl::OFlag;
+use nix::fcntl::fcntl;
+use nix::sys::socket;
+use nix::sys::socket::AddressFamily;
+use nix::sys::socket::Backlog;
+use nix::sys::socket::Shutdown;
+use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockType;
+use nix::sys::socket::SockaddrLike;
+use nix::sys::socket::UnixAddr;
+use nix::sys::socket::VsockAddr;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::coop::consume_budget;
+
+/// Most bytes of one write.
+///
+/// Linux puts a vsock packet of more than 32 KiB into several descriptors, and the
+/// vhost-user helper on plain QEMU drops such a packet without a word: a write of 64 KiB
+/// stalls the connection for ever. 16 KiB always is one descriptor.
+pub(crate) const MAX_WRITE: usize = 16 << 10;
+
+/// Connections that the kernel holds until they are accepted. With 8, a client that
+/// connects often in a row is refused by the vhost-user helper.
+const BACKLOG: i32 = 128;
+
+/// Pause when the system has no descriptor or memory for another connection: no event
+/// tells when it has.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A listening socket.
+pub struct Listener {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Listener {
+    /// Listens on a vsock port of this machine; below 1024 that needs
+    /// `CAP_NET_BIND_SERVICE`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Those of socket, bind and listen.
+    pub fn vsock(port: u32) -> io::Result<Self> {
+        let address = VsockAddr::new(nix::libc::VMADDR_CID_ANY, port);
+        Self::bind(AddressFamily::Vsock, &address)
+    }
+
+    /// Listens on a Unix socket at `path`, which must not exist. Must be called within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Those of socket, bind and listen.
+    pub fn unix(path: &Path) -> io::Result<Self> {
+        Self::bind(AddressFamily::Unix, &UnixAddr::new(path)?)
+    }
+
+    fn bind(family: AddressFamily, address: &dyn SockaddrLike) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket::socket(family, SockType::Stream, flags, None)?;
+        socket::bind(fd.as_raw_fd(), address)?;
+        socket::listen(&fd, Backlog::new(BACKLOG)?)?;
+        let fd = sys::watched(fd, Interest::READABLE)?;
+        Ok(Self { fd })
+    }
+
+    /// The next connection. Only errors of the listener itself are returned.
+    pub(crate) async fn accept(&self) -> io::Result<Stream> {
+        loop {
+            let mut guard = self.fd.readable().await?;
+            match sys::accept(&self.fd).and_then(|fd| Stream::new(fd).map_err(errno)) {
+                Ok(stream) => return Ok(stream),
+                Err(Errno::EAGAIN) => guard.clear_ready(),
+                Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
+                    tracing::warn!(%error, "a connection must wait");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                Err(error @ (Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK)) => {
+                    return Err(error.into());
+                }
+                // The connection has ended before it was accepted.
+                Err(error) => tracing::debug!(%error, "a connection could not be accepted"),
+            }
+        }
+    }
+}
+
+/// The error number in an error of the reactor.
+fn errno(error: io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO))
+}
+
+/// A stream of bytes that does not block.
+pub(crate) struct Stream {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Stream {
+    /// Takes a descriptor, which must not block.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let fd = sys::watched(fd, Interest::READABLE.add(Interest::WRITABLE))?;
+        Ok(Self { fd })
+    }
+
+    /// Takes one end of a pipe or terminal and makes it not block.
+    pub(crate) fn unblocked(fd: impl Into<OwnedFd>) -> io::Result<Self> {
+        let fd = fd.into();
+        set_blocking(&fd, false)?;
+        Self::new(fd)
+    }
+
+    /// Reads what is there, or waits for something. 0: the end.
+    pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.until_ready(Interest::READABLE, || nix::unistd::read(&self.fd, buffer))
+            .await
+    }
+
+    /// Writes all of `bytes`.
+    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let part = &bytes[..bytes.len().min(MAX_WRITE)];
+            let written = self
+                .until_ready(Interest::WRITABLE, || nix::unistd::write(&self.fd, part))
+                .await?;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// Does `operation` as soon as it would not block.
+    ///
+    /// The first attempt is made without asking the reactor, whose idea of what is ready
+    /// [`hung_up`](Self::hung_up) spoils.
+    async fn until_ready(
+        &self,
+        interest: Interest,
+        mut operation: impl FnMut() -> nix::Result<usize>,
+    ) -> io::Result<usize> {
+        // Before the operation, because the future may be dropped here.
+        consume_budget().await;
+        loop {
+            match operation() {
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => {}
+                result => return Ok(result?),
+            }
+            let mut guard = self.fd.ready(interest).await?;
+            match operation() {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => guard.clear_ready(),
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Waits for more to read, when a read has just found nothing.
+    pub(crate) async fn wait_for_more(&self) -> io::Result<()> {
+        let mut guard = self.fd.ready(Interest::READABLE).await?;
+        // It may be the readiness of before that read: then the caller reads once in vain.
+        guard.clear_ready();
+        Ok(())
+    }
+
+    /// Waits until the peer of a socket has closed it, or has said that it will send no
+    /// more, whether or not all that it has sent has been read.
+    ///
+    /// The two are taken for the same, because on vsock they are: the helper, and so the
+    /// host's clients, only know the whole of a connection.
+    pub(crate) async fn hung_up(&self) {
+        while let Ok(mut guard) = self.fd.ready(Interest::READABLE).await {
+            if guard.ready().is_read_closed() {
+                return;
+            }
+            guard.clear_ready();
+        }
+    }
+
+    /// Ends one or both directions of a socket.
+    pub(crate) fn shutdown(&self, how: Shutdown) {
+        // It fails if the peer has ended the connection, which is as good.
+        let _ = socket::shutdown(self.fd.get_ref().as_raw_fd(), how);
+    }
+
+    /// The same stream for a child: it blocks. That holds for this end, too, which can no
+    /// longer be read or written, only be waited for and shut down.
+    pub(crate) fn blocking_clone(&self) -> io::Result<OwnedFd> {
+        let clone = self.fd.get_ref().try_clone()?;
+        set_blocking(&clone, true)?;
+        Ok(clone)
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
+    }
+}
+
+fn set_blocking(fd: impl AsFd, blocking: bool) -> nix::Result<()> {
+    let mut flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    flags.set(OFlag::O_NONBLOCK, !blocking);
+    fcntl(&fd, FcntlArg::F_SETFL(flags)).map(drop)
+}

@@ -1,0 +1,71 @@
+//! System calls that have no safe wrapper.
+#![expect(
+    unsafe_code,
+    reason = "descriptors come as numbers, and a child is prepared between fork and exec"
+)]
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket;
+use nix::sys::socket::SockFlag;
+use nix::unistd::setsid;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Child;
+use std::process::Command;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+nix::ioctl_write_int_bad!(
+    /// Makes a terminal the controlling terminal of the calling session.
+    set_controlling_terminal,
+    libc::TIOCSCTTY
+);
+
+/// Accepts a connection: not blocking, closed on exec.
+pub(crate) fn accept(listener: impl AsFd) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket::accept4(listener.as_fd().as_raw_fd(), flags)?;
+    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A descriptor that becomes readable when `child` ends. `child` must not have been waited
+/// for, so that its id is still its own.
+pub(crate) fn pidfd(child: &Child) -> nix::Result<OwnedFd> {
+    const NO_FLAGS: libc::c_uint = 0;
+    let pid = child.id() as libc::pid_t;
+    // SAFETY: two numbers go in, a descriptor or an error comes out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, NO_FLAGS) };
+    let fd = Errno::result(fd)? as libc::c_int;
+    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets the child lead a session of its own; with `terminal`, its standard input is the
+/// session's controlling terminal.
+pub(crate) fn own_session(command: &mut Command, terminal: bool) {
+    const DO_NOT_STEAL: libc::c_int = 0;
+    let prepare = move || -> io::Result<()> {
+        setsid()?;
+        if terminal {
+            // SAFETY: a number goes in; an error is returned.
+            unsafe { set_controlling_terminal(libc::STDIN_FILENO, DO_NOT_STEAL) }?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes two system calls, which may be made between fork and exec;
+    // it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Lets tokio's reactor watch a descriptor.
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` always names the descriptor that it owns, until it is dropped;
+    // it is not replaced, for nothing here takes `&mut` to it.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
