@@ -255,7 +255,7 @@ pub fn prepare(
         initrd: params.initrd,
         command_line,
         device_tree,
-        e820: e820(&map),
+        e820: e820(&map, &partition.memory),
     })
 }
 

@@ -49,7 +49,7 @@ pub struct Cpu {
     pub vnode: u32,
 }
 
-/// A range of RAM.
+/// A range of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
     /// Where.
@@ -58,6 +58,16 @@ pub struct Memory {
     pub vnode: u32,
     /// What the host means it for.
     pub igvm_type: MemoryMapEntryType,
+}
+
+impl Memory {
+    /// It is the VM's to use. The rest is there, but somebody else's.
+    pub fn is_ram(&self) -> bool {
+        matches!(
+            self.igvm_type,
+            MemoryMapEntryType::MEMORY | MemoryMapEntryType::VTL2_PROTECTABLE
+        )
+    }
 }
 
 /// Who chooses VTL2's memory.

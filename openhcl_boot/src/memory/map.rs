@@ -27,7 +27,7 @@ pub struct MapEntry {
 /// All RAM and MMIO, sorted: VTL2's pieces with their purpose, the rest is VTL0's.
 pub fn partition_map(memory: &[Memory], vtl2: &[TypedRange], mmio: &Mmio) -> Vec<MapEntry> {
     let mut map = Vec::with_capacity(memory.len() + vtl2.len());
-    for ram in memory {
+    for ram in memory.iter().filter(|m| m.is_ram()) {
         let entry = |range, purpose| MapEntry {
             range,
             vnode: Some(ram.vnode),
@@ -84,7 +84,7 @@ pub fn partition_map(memory: &[Memory], vtl2: &[TypedRange], mmio: &Mmio) -> Vec
 fn unlisted(range: GpaRange, memory: &[Memory]) -> Vec<GpaRange> {
     let mut parts = Vec::new();
     let mut rest = range;
-    for ram in memory {
+    for ram in memory.iter().filter(|m| m.is_ram()) {
         if ram.range.overlaps(&rest) {
             let [below, above] = rest.without(&ram.range);
             parts.push(below);
@@ -96,27 +96,32 @@ fn unlisted(range: GpaRange, memory: &[Memory]) -> Vec<GpaRange> {
     parts
 }
 
-/// The memory map of the kernel in VTL2. VTL2's RAM is RAM; everything else that is RAM of
-/// the VM is reserved and not absent, because the kernel would take a gap for a place
-/// where PCI devices can be put.
-pub fn e820(map: &[MapEntry]) -> Vec<E820Entry> {
+/// The memory map of the kernel in VTL2. VTL2's RAM is RAM; everything else that is memory,
+/// the host's own included, is reserved and not absent, because the kernel would take a
+/// gap for a place where PCI devices can be put.
+pub fn e820(map: &[MapEntry], memory: &[Memory]) -> Vec<E820Entry> {
+    let typed = map.iter().filter_map(|entry| match entry.purpose {
+        MemoryVtlType::VTL2_RAM => Some((entry.range, E820_RAM)),
+        MemoryVtlType::VTL0_MMIO | MemoryVtlType::VTL2_MMIO => None,
+        _ => Some((entry.range, E820_RESERVED)),
+    });
+    let others = memory.iter().filter(|m| !m.is_ram());
+    let mut ranges: Vec<(GpaRange, u32)> = typed
+        .chain(others.map(|m| (m.range, E820_RESERVED)))
+        .collect();
+    ranges.sort_unstable();
     let mut entries: Vec<E820Entry> = Vec::new();
-    for entry in map {
-        let typ = match entry.purpose {
-            MemoryVtlType::VTL2_RAM => E820_RAM,
-            MemoryVtlType::VTL0_MMIO | MemoryVtlType::VTL2_MMIO => continue,
-            _ => E820_RESERVED,
-        };
+    for (range, typ) in ranges {
         if let Some(last) = entries.last_mut()
             && last.typ == typ
-            && last.addr.wrapping_add(last.size) == entry.range.start()
+            && last.addr.wrapping_add(last.size) == range.start()
         {
-            last.size += entry.range.len();
+            last.size += range.len();
             continue;
         }
         entries.push(E820Entry {
-            addr: entry.range.start(),
-            size: entry.range.len(),
+            addr: range.start(),
+            size: range.len(),
             typ,
         });
     }
@@ -203,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_kernel_sees_vtl2_ram_and_reserved_rest() {
-        let found: Vec<(u64, u64, u32)> = e820(&sample())
+        let found: Vec<(u64, u64, u32)> = e820(&sample(), &[])
             .iter()
             .map(|e| (e.addr / MIB, e.size / MIB, e.typ))
             .collect();
@@ -216,6 +221,29 @@ mod tests {
                 (100, 10, E820_RAM),
                 (110, 90, E820_RESERVED),
                 (4096, 100, E820_RESERVED),
+            ]
+        );
+    }
+    #[test]
+    fn memory_of_the_host_is_reserved_and_nobodys() {
+        let host = Memory {
+            igvm_type: MemoryMapEntryType::PLATFORM_RESERVED,
+            ..ram(100, 16, 0)
+        };
+        let memory = [ram(0, 100, 0), host, ram(120, 80, 0)];
+        let vtl2 = [piece(120, 10, MemoryVtlType::VTL2_RAM)];
+        let map = partition_map(&memory, &vtl2, &Mmio::default());
+        assert!(map.iter().all(|e| !e.range.overlaps(&host.range)));
+        let found: Vec<(u64, u64, u32)> = e820(&map, &memory)
+            .iter()
+            .map(|e| (e.addr / MIB, e.size / MIB, e.typ))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (0, 116, E820_RESERVED),
+                (120, 10, E820_RAM),
+                (130, 70, E820_RESERVED),
             ]
         );
     }

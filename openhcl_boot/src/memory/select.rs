@@ -2,8 +2,6 @@
 
 use alloc::vec::Vec;
 
-use igvm_defs::MemoryMapEntryType;
-
 use super::{MemoryError, NodeRange};
 use crate::host_dt::AllocationMode;
 use crate::partition::PartitionInfo;
@@ -77,12 +75,7 @@ fn own_choice(
             expected: image.len(),
         });
     }
-    let usable = || {
-        partition.memory.iter().filter(|m| {
-            m.igvm_type == MemoryMapEntryType::MEMORY
-                || m.igvm_type == MemoryMapEntryType::VTL2_PROTECTABLE
-        })
-    };
+    let usable = || partition.memory.iter().filter(|m| m.is_ram());
     let mut nodes: Vec<u32> = usable().map(|m| m.vnode).collect();
     nodes.sort_unstable();
     nodes.dedup();

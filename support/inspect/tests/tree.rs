@@ -119,10 +119,7 @@ fn merged_directories_are_one() {
 
 #[test]
 fn a_dropped_request_is_unresolved() {
-    assert_eq!(
-        at("", &adhoc(|_| ())),
-        "<error: no answer in time>"
-    );
+    assert_eq!(at("", &adhoc(|_| ())), "<error: no answer in time>");
 }
 
 #[test]

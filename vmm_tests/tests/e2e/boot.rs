@@ -10,6 +10,7 @@ use vmm_tests::Scenario;
 use vmm_tests::TestVm;
 use vmm_tests::Topology;
 use vsm_host_defs::ExitReason;
+use vsm_host_defs::HOST_MEMORY_BASE;
 use vsm_host_defs::HOST_MEMORY_SIZE;
 
 /// What the firmware keeps of RAM: the legacy hole below 1 MiB and its tables at the top.
@@ -101,6 +102,16 @@ fn vtl2_gets_the_memory_that_the_host_was_told_to_give() {
         .start();
     assert_eq!(vm.topology().vtl2_memory_bytes, size.get());
     vm.expect_exit(ExitReason::PowerOff);
+}
+
+#[test]
+fn the_memory_of_the_host_is_no_hole_for_the_kernel() {
+    let mut vm = Scenario::release().power_off_after_boot().start();
+    vm.expect_ready();
+    let console = vm.console(Source::Vtl2);
+    let gap = format!("[gap {HOST_MEMORY_BASE:#018x}");
+    assert!(console.contains("BIOS-e820: [mem"), "{console}");
+    assert!(!console.contains(&gap), "{console}");
 }
 
 #[test]

@@ -79,6 +79,7 @@ impl Parameters<'_> {
         let end = entry(MemoryRange::new(0, 0), MemoryMapEntryType::MEMORY);
         let entries: Vec<IGVM_VHS_MEMORY_MAP_ENTRY> = self
             .memory()
+            .into_iter()
             .map(|(ram, memory_type)| entry(ram.range, memory_type))
             .chain([end])
             .collect();
@@ -92,26 +93,28 @@ impl Parameters<'_> {
         text
     }
 
-    /// RAM, cut where VTL2's begins and ends, in ascending order.
-    fn memory(&self) -> impl Iterator<Item = (RamRange, MemoryMapEntryType)> {
+    /// RAM, cut where VTL2's begins and ends, and the host's memory, which is reserved and
+    /// not absent, so that nobody takes it for room; in ascending order.
+    fn memory(&self) -> Vec<(RamRange, MemoryMapEntryType)> {
+        use MemoryMapEntryType as T;
         let vtl2 = self.vtl2_memory;
-        self.machine.ram.iter().flat_map(move |ram| {
+        let ram = self.machine.ram.iter().flat_map(|ram| {
             let cut = |start, end, memory_type| {
                 let range = ram.range.intersection(MemoryRange::new(start, end));
                 (RamRange { range, ..*ram }, memory_type)
             };
             [
-                cut(0, vtl2.start(), MemoryMapEntryType::MEMORY),
-                cut(
-                    vtl2.start(),
-                    vtl2.end(),
-                    MemoryMapEntryType::VTL2_PROTECTABLE,
-                ),
-                cut(vtl2.end(), u64::MAX, MemoryMapEntryType::MEMORY),
+                cut(0, vtl2.start(), T::MEMORY),
+                cut(vtl2.start(), vtl2.end(), T::VTL2_PROTECTABLE),
+                cut(vtl2.end(), u64::MAX, T::MEMORY),
             ]
-            .into_iter()
-            .filter(|(ram, _)| !ram.range.is_empty())
-        })
+        });
+        let own = self.machine.own.iter();
+        let own = own.map(|&range| (RamRange { range, node: 0 }, T::PLATFORM_RESERVED));
+        let mut memory: Vec<_> = ram.chain(own).collect();
+        memory.retain(|(ram, _)| !ram.range.is_empty());
+        memory.sort_unstable_by_key(|(ram, _)| ram.range);
+        memory
     }
 }
 

@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 
 fn machine() -> MachineInfo {
     let mut machine = crate::tests::image::small_machine();
-    machine.ram = [(0, 1, 0), (1, 150, 0), (150, 512, 1)]
+    machine.ram = [(0, 1, 0), (1, 112, 0), (128, 150, 0), (150, 512, 1)]
         .map(|(start, end, node)| RamRange {
             range: MemoryRange::new(start * MIB, end * MIB),
             node,
@@ -67,7 +67,7 @@ fn cpus_are_listed_in_vp_order_by_apic_id() {
 }
 
 #[test]
-fn memory_nodes_tell_vtl2s_part_and_the_node() {
+fn memory_nodes_tell_vtl2s_part_the_hosts_and_the_node() {
     let blob = tree("");
     let tree = Fdt::new(&blob).unwrap();
     let memory: Vec<_> = tree
@@ -91,7 +91,8 @@ fn memory_nodes_tell_vtl2s_part_and_the_node() {
         memory,
         [
             (0, 1, 0, 0),
-            (1, 127, 0, 0),
+            (1, 111, 0, 0),
+            (112, 16, 0, 1),
             (128, 22, 0, 3),
             (150, 42, 1, 3),
             (192, 320, 1, 0)
@@ -176,7 +177,8 @@ fn the_memory_map_is_sorted_typed_and_ended() {
         entries,
         [
             (0, pages(1), 0),
-            (pages(1), pages(127), 0),
+            (pages(1), pages(111), 0),
+            (pages(112), pages(16), 1),
             (pages(128), pages(22), 3),
             (pages(150), pages(42), 3),
             (pages(192), pages(320), 0),
