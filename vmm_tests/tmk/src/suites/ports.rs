@@ -1,4 +1,4 @@
-//! The host's own I/O ports: its debug console and its exit.
+//! The I/O ports that are not VTL2's: the host's debug console and exit, and the SMI command.
 
 use super::Context;
 use crate::abi::FORGERY;
@@ -6,6 +6,9 @@ use crate::machine::memory::ScratchPage;
 use crate::machine::probe::{self, Fault, Registers};
 use crate::report::{CheckResult, Failure};
 use vsm_host_defs::{DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DEBUG_EXIT_PORT_SIZE};
+
+/// What a PC's software interrupts its firmware with.
+const SMI_COMMAND_PORT: u16 = 0xb2;
 
 /// A form of an instruction.
 type Form = fn(Registers) -> Result<Registers, Fault>;
@@ -44,6 +47,12 @@ pub(super) fn run(c: &mut Context<'_>) {
             DEBUG_EXIT_PORT + DEBUG_EXIT_PORT_SIZE - 1,
             0x1010_1010,
         )
+    });
+    r.check("ports.smi_command_is_ignored", || {
+        // Alone, and as the last byte of wider writes.
+        access(probe::out_al, SMI_COMMAND_PORT, 0)?;
+        access(probe::out_ax, SMI_COMMAND_PORT - 1, 0)?;
+        access(probe::out_eax, SMI_COMMAND_PORT - 3, 0)
     });
     r.check("ports.reads_are_harmless", || {
         for port in [DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT] {
