@@ -1,12 +1,15 @@
 //! What the server has done and holds, for inspection.
 
+use inspect::Inspect;
+use inspect::Request;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// What the server has done and holds. Made by the caller of [`serve`](crate::serve), who
 /// can show it among its live state.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Inspect)]
+#[inspect(safe)]
 pub struct ServerStats {
     /// Control connections now.
     pub control_connections: Gauge,
@@ -56,10 +59,13 @@ impl Counter {
 }
 
 /// How many of something there are, and the most there were at once.
+///
+/// Inspected, it is a directory of the two numbers.
 #[derive(Debug, Default)]
 pub struct Gauge(Arc<Amounts>);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Inspect)]
+#[inspect(safe)]
 struct Amounts {
     now: AtomicU64,
     most: AtomicU64,
@@ -84,6 +90,18 @@ impl Gauge {
             amounts: self.0.clone(),
             amount,
         }
+    }
+}
+
+impl Inspect for Counter {
+    fn inspect(&self, request: Request<'_>) {
+        self.0.inspect(request);
+    }
+}
+
+impl Inspect for Gauge {
+    fn inspect(&self, request: Request<'_>) {
+        self.0.inspect(request);
     }
 }
 

@@ -5,9 +5,13 @@
 )]
 
 use nix::errno::Errno;
+use nix::fcntl;
+use nix::fcntl::OFlag;
 use nix::libc;
+use nix::pty::Winsize;
 use nix::sys::socket;
 use nix::sys::socket::SockFlag;
+use nix::sys::stat::Mode;
 use nix::unistd::setsid;
 use std::io;
 use std::os::fd::AsFd;
@@ -25,6 +29,43 @@ nix::ioctl_write_int_bad!(
     set_controlling_terminal,
     libc::TIOCSCTTY
 );
+
+nix::ioctl_write_ptr_bad!(
+    /// Sets the size of a terminal.
+    set_size,
+    libc::TIOCSWINSZ,
+    Winsize
+);
+
+nix::ioctl_write_ptr_bad!(
+    /// Locks or unlocks the other side of a terminal.
+    set_lock,
+    libc::TIOCSPTLCK,
+    libc::c_int
+);
+
+nix::ioctl_write_int_bad!(
+    /// Opens the other side of a terminal.
+    open_peer,
+    libc::TIOCGPTPEER
+);
+
+/// The two sides of a new terminal: that of the emulator, which does not block, and that of
+/// programs. Unlike those of `openpty`, they are closed on exec from the start.
+pub(crate) fn terminal(size: &Winsize) -> nix::Result<(OwnedFd, OwnedFd)> {
+    let unlocked: libc::c_int = 0;
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let ours = fcntl::open("/dev/ptmx", flags | OFlag::O_NONBLOCK, Mode::empty())?;
+    // SAFETY: the number is read from a variable that outlives the call.
+    unsafe { set_lock(ours.as_raw_fd(), &raw const unlocked) }?;
+    // SAFETY: the size is read from a reference.
+    unsafe { set_size(ours.as_raw_fd(), size) }?;
+    // SAFETY: a number goes in, a descriptor or an error comes out.
+    let theirs = unsafe { open_peer(ours.as_raw_fd(), flags.bits()) }?;
+    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+    let theirs = unsafe { OwnedFd::from_raw_fd(theirs) };
+    Ok((ours, theirs))
+}
 
 /// Accepts a connection: not blocking, closed on exec.
 pub(crate) fn accept(listener: impl AsFd) -> nix::Result<OwnedFd> {

@@ -4,16 +4,15 @@ use crate::Status;
 use crate::data::DataConnection;
 use crate::data::DataConnections;
 use crate::io::Stream;
+use crate::sys;
 use crate::tasks::Tasks;
 use diag_proto::diag::ExecRequest;
 use nix::pty::Winsize;
-use nix::pty::openpty;
 use nix::sys::termios::LocalFlags;
 use nix::sys::termios::SpecialCharacterIndices;
 use nix::sys::termios::tcgetattr;
 use std::future::pending;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -148,18 +147,16 @@ impl Plan {
     }
 
     fn terminal(connections: Connections, command: &mut Command) -> io::Result<Self> {
-        let pair = openpty(Some(&TERMINAL_SIZE), None)?;
-        close_on_exec(&pair.master)?;
-        close_on_exec(&pair.slave)?;
+        let (ours, theirs) = sys::terminal(&TERMINAL_SIZE)?;
         command
-            .stdin(pair.slave.try_clone()?)
-            .stdout(pair.slave.try_clone()?)
-            .stderr(pair.slave);
+            .stdin(theirs.try_clone()?)
+            .stdout(theirs.try_clone()?)
+            .stderr(theirs);
         let input = connections.stdin.map(Arc::new);
         let output = connections.stdout.map(Arc::new);
         Ok(Self {
             terminal: Some(Terminal {
-                master: Stream::unblocked(pair.master)?,
+                master: Stream::new(ours)?,
                 // Without one of its own, the output goes where the input comes from.
                 output: output.or_else(|| input.clone()),
                 input,
@@ -283,13 +280,4 @@ async fn end_input(master: &Stream) {
         let end = settings.control_chars[SpecialCharacterIndices::VEOF as usize];
         let _ = master.write_all(&[end]).await;
     }
-}
-
-/// Keeps other children from inheriting a descriptor. Between its making and this call
-/// there is no other child: both are on the thread that starts processes.
-fn close_on_exec(fd: &OwnedFd) -> nix::Result<()> {
-    use nix::fcntl::FcntlArg;
-    use nix::fcntl::FdFlag;
-    use nix::fcntl::fcntl;
-    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map(drop)
 }
