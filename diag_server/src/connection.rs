@@ -6,6 +6,7 @@ use crate::Limits;
 use crate::Status;
 use crate::io::Stream;
 use crate::service::Answer;
+use crate::service::Received;
 use crate::service::Room;
 use crate::service::Service;
 use diag_proto::ttrpc::frame::Decoder;
@@ -18,6 +19,7 @@ use nix::sys::socket::Shutdown;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::Mutex;
+use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -57,6 +59,7 @@ pub(crate) async fn run<H: Handler>(service: Arc<Service<H>>, stream: Stream, st
         service,
         stop,
         requests: JoinSet::new(),
+        large: Arc::new(Semaphore::new(1)),
         last_stream: 0,
     };
     let end = match connection.read().await {
@@ -71,6 +74,8 @@ struct Connection<H> {
     link: Arc<Link>,
     stop: Stop,
     requests: JoinSet<()>,
+    /// A permit for one large answer.
+    large: Arc<Semaphore>,
     /// The highest stream id so far.
     last_stream: u32,
 }
@@ -185,8 +190,13 @@ impl<H: Handler> Connection<H> {
                 self.last_stream = stream_id;
                 if flags & FLAG_REMOTE_OPEN == 0 {
                     let service = self.service.clone();
-                    let answer =
-                        async move { service.answer(stream_id, frame.message, room).await };
+                    let received = Received {
+                        stream_id,
+                        message: frame.message,
+                        room,
+                        large: self.large.clone(),
+                    };
+                    let answer = async move { service.answer(received).await };
                     return self.start(answer).await;
                 }
                 Status::unimplemented("no method here takes a stream of messages")

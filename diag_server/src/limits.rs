@@ -20,7 +20,8 @@ pub struct Limits {
     /// there is no room is left in its socket until there is.
     pub request_bytes: usize,
     /// Requests at once, of all connections, whose answers can be large (inspect, saved
-    /// state). Each counts until its answer has been taken by the socket.
+    /// state). Each counts until its answer has been taken by the socket. A connection has
+    /// one at a time, so that a peer that does not read does not hold up the others.
     pub large_answers: usize,
     /// Longest path for inspect and longest value for update.
     pub path_bytes: usize,

@@ -22,7 +22,6 @@ use diag_proto::inspect;
 use diag_proto::ttrpc::frame::encode_failure;
 use diag_proto::ttrpc::frame::encode_success;
 use prost::Message;
-use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
@@ -53,11 +52,34 @@ pub(crate) struct Room {
 pub(crate) struct Answer {
     pub(crate) frame: Vec<u8>,
     /// Held until the frame is delivered.
-    _large: Option<OwnedSemaphorePermit>,
+    _large: Large,
 }
 
-/// The message of a response, and the permit for its size.
-type Reply = Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Status>;
+/// The permits for an answer that can be large: of its connection, of all connections. None
+/// for other answers.
+type Large = Vec<OwnedSemaphorePermit>;
+
+/// The message of a response, and the permits for its size.
+type Reply = Result<(Vec<u8>, Large), Status>;
+
+/// A request on its way.
+pub(crate) struct Received {
+    pub(crate) stream_id: u32,
+    /// Bytes of a `Request`.
+    pub(crate) message: Vec<u8>,
+    pub(crate) room: Room,
+    /// Has one permit for each connection, so that a peer that does not read cannot hold
+    /// all of those that there are.
+    pub(crate) large: Arc<Semaphore>,
+}
+
+/// What a call needs besides its message.
+struct Context {
+    deadline: Option<Instant>,
+    /// Held until the call is done.
+    _room: Room,
+    large: Arc<Semaphore>,
+}
 
 impl<H: Handler> Service<H> {
     pub(crate) fn new(handler: Arc<H>, options: Options, stats: Arc<ServerStats>) -> Self {
@@ -78,12 +100,25 @@ impl<H: Handler> Service<H> {
         }
     }
 
-    /// Answers the message of a request's frame.
-    pub(crate) async fn answer(&self, stream_id: u32, message: Vec<u8>, room: Room) -> Answer {
+    /// Answers a request.
+    pub(crate) async fn answer(&self, received: Received) -> Answer {
+        let Received {
+            stream_id,
+            message,
+            room,
+            large,
+        } = received;
         let parsed = Call::parse(&message, self.options.exposure, &self.options.limits);
         drop(message);
         let reply = match parsed {
-            Ok((call, timeout)) => self.carry_out_in_time(call, timeout, room).await,
+            Ok((call, timeout)) => {
+                let context = Context {
+                    deadline: None,
+                    _room: room,
+                    large,
+                };
+                self.carry_out_in_time(call, timeout, context).await
+            }
             Err(status) => Err(status),
         };
         self.encode(stream_id, reply)
@@ -111,7 +146,7 @@ impl<H: Handler> Service<H> {
                 // Its texts are bounded, so it is short.
                 (
                     encode_failure(stream_id, status.into()).unwrap_or_default(),
-                    None,
+                    Vec::new(),
                 )
             }
         };
@@ -121,18 +156,18 @@ impl<H: Handler> Service<H> {
         }
     }
 
-    async fn carry_out_in_time(&self, call: Call, timeout: Timeout, room: Room) -> Reply {
+    async fn carry_out_in_time(&self, call: Call, timeout: Timeout, mut context: Context) -> Reply {
         let Some(timeout) = timeout else {
-            return self.carry_out(call, None, room).await;
+            return self.carry_out(call, context).await;
         };
-        let now = Instant::now();
-        let deadline = now.checked_add(timeout);
+        let deadline = Instant::now().checked_add(timeout);
+        context.deadline = deadline;
         // An inspection is to be answered with what there is.
         let grace = match call {
             Call::Inspect(_) => self.options.limits.inspect_grace,
             _ => std::time::Duration::ZERO,
         };
-        let reply = self.carry_out(call, deadline, room);
+        let reply = self.carry_out(call, context);
         // A deadline beyond the clock's range is none.
         match deadline.and_then(|deadline| deadline.checked_add(grace)) {
             Some(end) => timeout_at(end, reply).await.unwrap_or_else(|_| {
@@ -143,7 +178,7 @@ impl<H: Handler> Service<H> {
         }
     }
 
-    async fn carry_out(&self, call: Call, deadline: Option<Instant>, room: Room) -> Reply {
+    async fn carry_out(&self, call: Call, context: Context) -> Reply {
         let handler = &self.handler;
         match call {
             Call::Ping => nothing(Ok(())),
@@ -153,7 +188,7 @@ impl<H: Handler> Service<H> {
             }
             Call::Wait(request) => {
                 // It takes as long as it likes, and needs the message no more.
-                drop(room);
+                drop(context);
                 let exit_code = self.processes.wait(request.pid).await?;
                 message(&diag::WaitResponse { exit_code })
             }
@@ -172,13 +207,13 @@ impl<H: Handler> Service<H> {
             Call::Resume => nothing(handler.resume().await),
             Call::PowerOff => nothing(handler.power_off().await),
             Call::DumpSavedState => {
-                let large = self.large_answer().await?;
+                let large = self.large_answer(&context).await?;
                 let data = handler.dump_saved_state().await?;
                 let response = diag::DumpSavedStateResponse { data };
                 self.large_message(&response, large)
             }
-            Call::Inspect(request) => self.inspect(request, deadline).await,
-            Call::Update(request) => self.update(request, deadline).await,
+            Call::Inspect(request) => self.inspect(request, &context).await,
+            Call::Update(request) => self.update(request, &context).await,
         }
     }
 
@@ -192,9 +227,9 @@ impl<H: Handler> Service<H> {
         Ok(())
     }
 
-    async fn inspect(&self, request: inspect::InspectRequest, deadline: Option<Instant>) -> Reply {
+    async fn inspect(&self, request: inspect::InspectRequest, context: &Context) -> Reply {
         self.check_length("path", &request.path)?;
-        let large = self.large_answer().await?;
+        let large = self.large_answer(context).await?;
         let visibility = match self.options.exposure {
             Exposure::Everything => Visibility::Everything,
             Exposure::SafeInspect => Visibility::Safe,
@@ -205,7 +240,7 @@ impl<H: Handler> Service<H> {
                 u32::MAX => usize::MAX,
                 depth => depth as usize,
             },
-            deadline: deadline.map(Instant::into_std),
+            deadline: context.deadline.map(Instant::into_std),
             visibility,
         };
         let mut result = self.handler.inspect(call).await?;
@@ -216,7 +251,7 @@ impl<H: Handler> Service<H> {
         self.large_message(&inspect::InspectResponse { result }, large)
     }
 
-    async fn update(&self, request: inspect::UpdateRequest, deadline: Option<Instant>) -> Reply {
+    async fn update(&self, request: inspect::UpdateRequest, context: &Context) -> Reply {
         if self.options.exposure == Exposure::SafeInspect {
             let message = "this VM is isolated: its host changes nothing";
             return Err(Status::new(Code::PermissionDenied, message));
@@ -226,7 +261,7 @@ impl<H: Handler> Service<H> {
         let call = UpdateCall {
             path: request.path,
             value: request.value,
-            deadline: deadline.map(Instant::into_std),
+            deadline: context.deadline.map(Instant::into_std),
         };
         let new_value = Some(self.handler.update(call).await?);
         message(&inspect::UpdateResponse { new_value })
@@ -242,20 +277,18 @@ impl<H: Handler> Service<H> {
         Ok(())
     }
 
-    fn large_answer(
-        &self,
-    ) -> impl Future<Output = Result<Option<OwnedSemaphorePermit>, Status>> + use<H> {
-        let permit = self.large_answers.clone().acquire_owned();
-        async {
-            let permit = permit.await;
-            permit
-                .map(Some)
-                .map_err(|_| Status::unavailable("the server ends"))
+    async fn large_answer(&self, context: &Context) -> Result<Large, Status> {
+        let mut permits = Vec::new();
+        for semaphore in [&context.large, &self.large_answers] {
+            let permit = semaphore.clone().acquire_owned().await;
+            // They are never closed.
+            permits.push(permit.map_err(|_| Status::unavailable("the server ends"))?);
         }
+        Ok(permits)
     }
 
     /// A message that is not encoded if it is over the limit.
-    fn large_message(&self, response: &impl Message, large: Option<OwnedSemaphorePermit>) -> Reply {
+    fn large_message(&self, response: &impl Message, large: Large) -> Reply {
         let (length, limit) = (response.encoded_len(), self.options.limits.message_bytes);
         if length > limit {
             return Err(too_long(diag_proto::ttrpc::frame::TooLong {
@@ -272,7 +305,7 @@ fn too_long(error: diag_proto::ttrpc::frame::TooLong) -> Status {
 }
 
 fn message(response: &impl Message) -> Reply {
-    Ok((response.encode_to_vec(), None))
+    Ok((response.encode_to_vec(), Vec::new()))
 }
 
 fn nothing(done: Result<(), Status>) -> Reply {
