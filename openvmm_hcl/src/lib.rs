@@ -1,63 +1,95 @@
-//! The paravisor process.
+//! The paravisor process: configuration, policy, diagnostics.
 //!
-//! PID 1 starts it as the last step of VTL2's boot. It will own policy, management and
-//! the VM worker; at this stage it finds out what machine it is in, reports that, and
-//! stays until it is told to end.
+//! PID 1 starts it as the last step of VTL2's boot. It finds out what machine it is in and
+//! how it is configured, starts the VM worker as a process of its own, and answers the
+//! host's diagnostics. It survives the worker, whatever becomes of that.
 //!
 //! * Promises: it says [`boot_events::READY`] only after everything that it reports was
-//!   read and found consistent; it ends with code 0 when PID 1 asks it to (SIGTERM), and
-//!   with a non-zero code and the reason in the log when it cannot do its work.
-//! * Refuses: to guess. A device tree without the nodes of the contract, or with values
-//!   that contradict each other, ends the start. Only what serves diagnosis (the boot
-//!   shim's log, the memory figures) may be missing.
+//!   read and found consistent and the worker is ready (or has to wait for a client); it
+//!   answers the diagnostics in every state of the worker; it ends with code 0 when it is
+//!   asked to, after an orderly end of the worker with a deadline, and with a non-zero code
+//!   and the reason in the log when it cannot do its work.
+//! * Refuses: to guess. A device tree without the nodes of the contract, values that
+//!   contradict each other, or a wrong configuration end the start. Only what serves
+//!   diagnosis (the boot shim's log, the memory figures, the diagnostics server on a
+//!   machine without vsock) may be missing.
 //!
-//! The device tree is made of values of the host; `device_tree` treats every byte of it
-//! as untrusted.
+//! Modules: [`device_tree`], [`topology`], [`memory`], [`shim_log`] and `configuration` read
+//! what there is; `control` is the loop that starts and ends workers, by the rules of
+//! [`policy`], and `instance` watches one worker; `diag` answers clients, mostly out of
+//! [`state`]. Device tree and configuration are values of the host; every byte of them is
+//! treated as untrusted.
 
 #![forbid(unsafe_code)]
 
+pub mod build_info;
+mod configuration;
+mod control;
 pub mod device_tree;
+mod diag;
+mod instance;
+pub mod kmsg;
 pub mod memory;
+pub mod policy;
+pub mod processes;
+mod report;
+pub mod requests;
 pub mod shim_log;
+pub mod state;
+pub mod timeline;
 pub mod topology;
 
-use boot_events::MEMORY_PREFIX;
 use boot_events::PARAVISOR_PREFIX;
 use boot_events::PARAVISOR_STARTED;
 use boot_events::READY;
-use boot_events::SHIM_LOG_PREFIX;
-use boot_events::TOPOLOGY_PREFIX;
+use build_info::BuildInfo;
+use control::Controller;
+use control::Ending;
 use device_tree::Node;
+use diag::Diagnostics;
 use kernel_log::FACILITY_PARAVISOR;
 use kernel_log::KernelLog;
-use kernel_log::Level;
 use kernel_log::chain;
-use memory::MemInfo;
-use memory::MemoryReport;
-use nix::sys::signal::SigSet;
-use nix::sys::signal::Signal;
+use state::ClockPairs;
+use state::Paravisor;
+use state::Phase;
+use state::State;
+use std::collections::VecDeque;
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Instant;
 use thiserror::Error;
+use timeline::Pair;
+use timeline::Timeline;
+use tokio::signal::unix::SignalKind;
+use tokio::sync::oneshot;
 use topology::Topology;
+use underhill_core::clock::Ticks;
 
 /// Environment variable: end when ready, for tests and benches of the boot.
 const EXIT_AFTER_BOOT: &str = "OPENHCL_EXIT_AFTER_BOOT";
 
-/// The report of the machine is longer than a record of the kernel's log.
+/// Environment variable: the host of an isolated VM is trusted. Only the measured command
+/// line can set it there.
+const CONFIDENTIAL_DEBUG: &str = "OPENHCL_CONFIDENTIAL_DEBUG";
+
+/// Only images that are built for development have it.
+const SHELL: &str = "/bin/sh";
+
+/// The machine was to end after its boot, but did not boot.
 #[derive(Debug, Error)]
-#[error("topology with {vps} VPs does not fit into {capacity} bytes")]
-struct TopologyTooLong {
-    vps: usize,
-    capacity: usize,
-}
+#[error("VM worker failed during the boot: {0}")]
+struct BootFailed(String);
 
 /// Runs the paravisor until it is asked to end.
 pub fn main() -> ExitCode {
+    let first_line = Ticks::now();
     let log = KernelLog::open(FACILITY_PARAVISOR, PARAVISOR_PREFIX);
     log.info(own(PARAVISOR_STARTED));
-    match run(&log) {
+    match start(&log, first_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log.error(&chain(error.as_ref()));
@@ -66,87 +98,141 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(log: &KernelLog) -> Result<(), Box<dyn Error>> {
+fn start(log: &KernelLog, first_line: Ticks) -> Result<(), Box<dyn Error>> {
+    let started = timeline::boot_time_now()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(run(log, first_line, started))
+}
+
+async fn run(log: &KernelLog, first_line: Ticks, started: Pair) -> Result<(), Box<dyn Error>> {
     // Before anything else: a request to end that comes during the start must wait, not
     // cut it off.
-    let requests: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
-    requests.thread_block()?;
-
+    let signals = [
+        tokio::signal::unix::signal(SignalKind::terminate())?,
+        tokio::signal::unix::signal(SignalKind::interrupt())?,
+    ];
     let topology = Topology::read(&Node::root(Path::new(device_tree::ROOT)))?;
-    report_topology(&topology, log)?;
-    report_shim_log(&topology, log);
-    report_memory(&topology, log);
-    log.info(own(READY));
+    let isolated = topology.isolation != "none" && !is_on(CONFIDENTIAL_DEBUG);
+    let build = BuildInfo::collect(Path::new(SHELL).exists());
+    let loaded = configuration::load(!isolated, build.development_image)?;
+    let read_configuration = Ticks::now();
+    let filter = configuration::install_log(&loaded);
+    report::topology(&topology, log)?;
 
-    if std::env::var_os(EXIT_AFTER_BOOT).is_some_and(|value| !value.is_empty() && value != "0") {
-        log.info(&format!("{EXIT_AFTER_BOOT} asks for the end"));
-        return Ok(());
-    }
-    let signal = requests.wait()?;
-    log.info(&format!("{signal} asks for the end"));
-    Ok(())
-}
-
-fn report_topology(topology: &Topology, log: &KernelLog) -> Result<(), Box<dyn Error>> {
-    for memory in &topology.memory {
-        let range = memory.range;
-        log.debug(&format!(
-            "memory {:#x} to {:#x}: {:?}",
-            range.start,
-            range.start + range.size,
-            memory.kind
-        ));
-    }
-    let command_line = std::fs::read("/proc/cmdline")?;
-    let prefix = own(TOPOLOGY_PREFIX);
-    let capacity = log.record_capacity() - prefix.len();
-    let json = topology
-        .to_json(&String::from_utf8_lossy(&command_line), capacity)
-        .ok_or(TopologyTooLong {
-            vps: topology.vps.len(),
-            capacity,
-        })?;
-    log.info(&format!("{prefix}{json}"));
-    Ok(())
-}
-
-fn report_shim_log(topology: &Topology, log: &KernelLog) {
-    let Some(range) = topology.shim_log() else {
-        return log.warning("the boot shim left no log");
-    };
-    match shim_log::read(range) {
-        Ok(shim) => {
-            let prefix = own(SHIM_LOG_PREFIX);
-            for line in shim.text.lines() {
-                log.debug(&format!("{prefix}{line}"));
-            }
-            let level = if shim.dropped == 0 {
-                Level::Debug
-            } else {
-                Level::Warning
-            };
-            log.write(
-                level,
-                &format!("the boot shim dropped {} messages", shim.dropped),
-            );
+    let paravisor = Arc::new(Paravisor {
+        shim_log: report::shim_log(&topology, log),
+        build,
+        config: loaded.config,
+        filter,
+        diag: Arc::default(),
+        clocks: ClockPairs {
+            shim: shim_pair(&topology),
+            started,
+            first_line,
+        },
+        started: Instant::now(),
+        state: Mutex::new(State {
+            phase: Phase::WaitingForStart,
+            worker: None,
+            failure: None,
+            deaths: VecDeque::new(),
+            crashes: 0,
+            automatic_restarts: 0,
+            restarts_in_window: 0,
+            timeline: first_milestones(&topology, first_line, read_configuration),
+            kernel_log_read: false,
+        }),
+        topology,
+    });
+    let ending = serve(&paravisor, isolated, signals).await;
+    match ending {
+        Ending::Asked => Ok(()),
+        Ending::Failed(reason) => Err(BootFailed(reason).into()),
+        Ending::Crash => {
+            log.error("crash on request");
+            std::process::abort()
         }
-        Err(error) => log.warning(&chain(&error)),
     }
 }
 
-fn report_memory(topology: &Topology, log: &KernelLog) {
-    match memory_report(topology) {
-        Ok(report) => log.info(&format!("{}{}", own(MEMORY_PREFIX), report.to_json())),
-        Err(error) => log.warning(&chain(error.as_ref())),
+/// Runs the control loop and the diagnostics until the end.
+async fn serve(
+    paravisor: &Arc<Paravisor>,
+    isolated: bool,
+    signals: [tokio::signal::unix::Signal; 2],
+) -> Ending {
+    let (control, requests) = mesh::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = if *paravisor.config.diag.enabled {
+        let handler = Diagnostics::new(paravisor.clone(), control);
+        let shutdown = async {
+            // Either it is told to stop, or there is nobody left to tell it.
+            let _ = stopped.await;
+        };
+        match diag::serve(handler, isolated, shutdown) {
+            Ok(server) => {
+                paravisor.stamp("listens");
+                Some(server)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no diagnostics: vsock cannot be used");
+                None
+            }
+        }
+    } else {
+        None
+    };
+    let announce = {
+        let paravisor = paravisor.clone();
+        move || announce(&paravisor)
+    };
+    let controller = Controller::new(paravisor.clone(), announce, is_on(EXIT_AFTER_BOOT));
+    let ending = controller.run(requests, signals).await;
+    // Answers that are on their way are delivered; the server limits how long that takes.
+    drop(stop);
+    if let Some(server) = server {
+        let _ = server.await;
+    }
+    ending
+}
+
+/// The paravisor is up.
+fn announce(paravisor: &Paravisor) {
+    let log = KernelLog::open(FACILITY_PARAVISOR, PARAVISOR_PREFIX);
+    report::memory(&paravisor.topology, &log);
+    paravisor.stamp("ready");
+    log.info(own(READY));
+    if is_on(EXIT_AFTER_BOOT) {
+        log.info(&format!("{EXIT_AFTER_BOOT} asks for the end"));
     }
 }
 
-fn memory_report(topology: &Topology) -> Result<MemoryReport, Box<dyn Error>> {
-    let text = std::fs::read_to_string(memory::MEMINFO)?;
-    Ok(MemoryReport::new(
-        MemInfo::parse(&text)?,
-        topology.vtl2_bytes(),
-    )?)
+/// The moments before the control loop.
+fn first_milestones(topology: &Topology, first_line: Ticks, configured: Ticks) -> Timeline {
+    let mut timeline = Timeline::default();
+    if let (Some(pair), Some((start, _))) = (shim_pair(topology), topology.shim_times) {
+        timeline.add_reference("openhcl_boot", "started", timeline::reference_ns(start));
+        timeline.add("openhcl_boot", "starts_kernel", pair.ticks);
+    }
+    timeline.add("openvmm_hcl", "started", first_line);
+    timeline.add("openvmm_hcl", "configured", configured);
+    timeline
+}
+
+/// Counter and reference time at the end of the boot shim.
+fn shim_pair(topology: &Topology) -> Option<Pair> {
+    let (_, end) = topology.shim_times?;
+    Some(Pair {
+        ticks: Ticks(topology.shim_end_ticks?),
+        ns: timeline::reference_ns(end),
+    })
+}
+
+/// Anything but nothing and `0` switches an option on.
+fn is_on(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0")
 }
 
 /// An event of this process without the prefix, which the log adds.
@@ -162,9 +248,11 @@ mod tests {
     fn events_carry_the_prefix_of_the_process() {
         for event in [
             PARAVISOR_STARTED,
-            TOPOLOGY_PREFIX,
-            MEMORY_PREFIX,
-            SHIM_LOG_PREFIX,
+            boot_events::TOPOLOGY_PREFIX,
+            boot_events::MEMORY_PREFIX,
+            boot_events::SHIM_LOG_PREFIX,
+            boot_events::WORKER_READY_PREFIX,
+            boot_events::WORKER_DIED_PREFIX,
             READY,
         ] {
             assert_eq!(format!("{PARAVISOR_PREFIX}{}", own(event)), event);

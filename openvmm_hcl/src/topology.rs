@@ -39,6 +39,8 @@ pub struct Topology {
     pub allocation_mode: String,
     /// When the boot shim began and ended, in units of 100 ns of the reference clock.
     pub shim_times: Option<(u64, u64)>,
+    /// The processor's counter when the boot shim ended.
+    pub shim_end_ticks: Option<u64>,
 }
 
 /// Why there is no topology.
@@ -84,6 +86,7 @@ impl Topology {
             shim_times: root
                 .optional_u64("reftime_boot_start")?
                 .zip(root.optional_u64("reftime_boot_end")?),
+            shim_end_ticks: root.optional_u64("openhcl,tsc-boot-end")?,
         })
     }
 
@@ -95,6 +98,14 @@ impl Topology {
     /// Bytes of RAM of VTL2, whatever it is used for.
     pub fn vtl2_bytes(&self) -> u64 {
         self.sum(|kind| kind != MemoryVtlType::VTL0 && !is_mmio(kind))
+    }
+
+    /// The RAM of VTL0.
+    pub fn vtl0_ram(&self) -> impl Iterator<Item = Range> {
+        self.memory
+            .iter()
+            .filter(|memory| memory.kind == MemoryVtlType::VTL0)
+            .map(|memory| memory.range)
     }
 
     /// Where the boot shim's log is.

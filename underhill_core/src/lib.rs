@@ -1,3 +1,27 @@
-//! The VM worker.
+//! The VM worker: the process that will run the guest.
+//!
+//! The paravisor process starts it (persona [`PERSONA`]), gives it [`Parameters`] over
+//! mesh and asks it through [`Request`]s. At this stage there is no guest: the worker
+//! knows its machine, says when it is ready, answers the watchdog and inspections, and
+//! hands its state over when it is restarted.
+//!
+//! * Promises: [`Event::Ready`] comes after everything that it was given was found usable;
+//!   one thread answers everything, so an answer to [`Request::Ping`] means that the worker
+//!   as a whole is alive; it ends with code 0 after [`Request::Stop`] and when the paravisor
+//!   process has gone.
+//! * Refuses: a decision about its own life. It is not restarted by itself and reads no
+//!   configuration: all it knows was given to it.
+//! * What it is given is checked again where it could be out of date: a saved state of
+//!   another version is refused.
 
-#![deny(unsafe_code)]
+pub mod clock;
+pub mod protocol;
+pub mod saved_state;
+mod test_hooks;
+mod worker;
+
+pub use protocol::Event;
+pub use protocol::PERSONA;
+pub use protocol::Parameters;
+pub use protocol::Request;
+pub use worker::main;

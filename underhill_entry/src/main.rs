@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     match Persona::from_argv0(std::env::args_os().next().as_deref()) {
         Ok(Persona::UnderhillInit) => underhill_init::main(),
         Ok(Persona::OpenvmmHcl) => openvmm_hcl::main(),
+        Ok(Persona::UnderhillVm) => underhill_core::main(),
         Err(error) => {
             eprintln!("underhill_entry: {error}");
             ExitCode::FAILURE

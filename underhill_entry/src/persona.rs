@@ -11,6 +11,8 @@ pub(crate) enum Persona {
     UnderhillInit,
     /// The paravisor process.
     OpenvmmHcl,
+    /// The VM worker.
+    UnderhillVm,
 }
 
 /// Why no program runs.
@@ -19,12 +21,6 @@ pub(crate) enum PersonaError {
     /// The caller gave no name at all.
     #[error("started without a name, expected one of {known}", known = known())]
     NoName,
-    /// A name that this project will use, but that is no program yet.
-    #[error("{name} is not in this image yet, expected one of {known}", known = known())]
-    NotYet {
-        /// The name.
-        name: &'static str,
-    },
     /// Any other name.
     #[error("{name:?} is no program of this image, expected one of {known}", known = known())]
     Unknown {
@@ -34,13 +30,11 @@ pub(crate) enum PersonaError {
 }
 
 /// Every program and its name.
-const PERSONAS: [(&str, Persona); 2] = [
+const PERSONAS: [(&str, Persona); 3] = [
     ("underhill_init", Persona::UnderhillInit),
     ("openvmm_hcl", Persona::OpenvmmHcl),
+    ("underhill_vm", Persona::UnderhillVm),
 ];
-
-/// Names that images already have a link for.
-const RESERVED: [&str; 1] = ["underhill_vm"];
 
 impl Persona {
     /// The program that `argv0`, the first word of the command, asks for.
@@ -50,9 +44,6 @@ impl Persona {
             .ok_or(PersonaError::NoName)?;
         if let Some((_, persona)) = PERSONAS.iter().find(|(known, _)| name == *known) {
             return Ok(*persona);
-        }
-        if let Some(reserved) = RESERVED.into_iter().find(|reserved| name == *reserved) {
-            return Err(PersonaError::NotYet { name: reserved });
         }
         Err(PersonaError::Unknown {
             name: name.to_string_lossy().into_owned(),
@@ -79,18 +70,15 @@ mod tests {
             assert_eq!(of(argv0), Ok(Persona::UnderhillInit));
         }
         assert_eq!(of("/bin/openvmm_hcl"), Ok(Persona::OpenvmmHcl));
+        assert_eq!(of("underhill_vm"), Ok(Persona::UnderhillVm));
         assert!(of("/openvmm_hcl/other").is_err());
     }
 
     #[test]
-    fn a_program_of_a_later_stage_is_told_apart_from_a_wrong_name() {
-        assert_eq!(
-            of("/bin/underhill_vm").unwrap_err().to_string(),
-            "underhill_vm is not in this image yet, expected one of underhill_init, openvmm_hcl"
-        );
+    fn a_wrong_name_is_answered_with_the_right_ones() {
         assert_eq!(
             of("underhill").unwrap_err().to_string(),
-            "\"underhill\" is no program of this image, expected one of underhill_init, openvmm_hcl"
+            "\"underhill\" is no program of this image, expected one of underhill_init, openvmm_hcl, underhill_vm"
         );
     }
 

@@ -5,12 +5,15 @@
 //!
 //! In order: mount `/dev` and say [`boot_events::INIT_STARTED`]; the other file systems;
 //! standard streams; kernel settings and limits; the host's entropy; kernel modules;
-//! `/bin/openvmm_hcl`. Then it waits. When the paravisor has ended, however that was,
-//! PID 1 reports how, ends all other processes and asks the hypervisor for power-off.
+//! `/bin/openvmm_hcl`. Then it waits. When the paravisor has ended, PID 1 reports how, ends
+//! all other processes, and either asks the hypervisor for power-off, if the paravisor
+//! ended with code 0, or ends itself with the paravisor's code: without PID 1 the kernel
+//! panics, and reports the end of the log, with the reason in it, to the host.
 //!
-//! * Promises: the end of the paravisor is the end of the machine, and the log says how
-//!   it came; every child is reaped; a step that fails is named with its cause, and the
-//!   boot goes on if the paravisor has a chance without it.
+//! * Promises: the end of the paravisor is the end of the machine, the log says how it
+//!   came, and the host can tell a failed paravisor from a power-off; every child is
+//!   reaped; a step that fails is named with its cause, and the boot goes on if the
+//!   paravisor has a chance without it.
 //! * Refuses: policy. It configures no device and no network, reads no configuration but
 //!   the command line, and never restarts the paravisor: on a crash the host restarts
 //!   VTL2 as a whole.
@@ -32,6 +35,7 @@ use boot_events::INIT_POWERING_OFF;
 use boot_events::INIT_PREFIX;
 use boot_events::INIT_STARTED;
 use boot_events::PARAVISOR_EXITED_PREFIX;
+use boot_events::ParavisorExit;
 use entropy::Seeded;
 use kernel_log::FACILITY_INIT;
 use kernel_log::KernelLog;
@@ -82,10 +86,37 @@ pub fn main() -> ExitCode {
         return crash(&log);
     }
     match run(started, &options, &log) {
-        Ok(exit) => log.info(&format!("{}{exit}", own(PARAVISOR_EXITED_PREFIX))),
-        Err(error) => log.error(&chain(&error)),
+        Ok(exit) => {
+            log.info(&format!("{}{exit}", own(PARAVISOR_EXITED_PREFIX)));
+            match failure_code(exit) {
+                None => power_off(&log),
+                Some(code) => fail(code, &log),
+            }
+        }
+        Err(error) => {
+            log.error(&chain(&error));
+            fail(CRASHED, &log)
+        }
     }
-    power_off(&log)
+}
+
+/// The exit code of PID 1 after a paravisor that failed, as a shell would give it; `None`
+/// if it did not fail.
+fn failure_code(exit: ParavisorExit) -> Option<u8> {
+    let code = match exit {
+        ParavisorExit::Code(0) => return None,
+        ParavisorExit::Code(code) => code,
+        ParavisorExit::Signal(signal) => signal.saturating_add(128),
+    };
+    Some(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Ends PID 1, which makes the kernel panic: the panic is the one way out of Linux by
+/// which the hypervisor learns of a failure, together with the end of the log.
+fn fail(code: u8, log: &KernelLog) -> ExitCode {
+    process::kill_all(log);
+    log.error("the paravisor has failed, and PID 1 ends: the kernel will panic");
+    ExitCode::from(code)
 }
 
 /// All that the paravisor needs around it.
@@ -124,7 +155,7 @@ fn run(
     started: nix::Result<nix::sys::time::TimeSpec>,
     options: &Options,
     log: &KernelLog,
-) -> Result<boot_events::ParavisorExit, ProcessError> {
+) -> Result<ParavisorExit, ProcessError> {
     let signals = Signals::collect()?;
     // Ctrl-Alt-Del becomes a signal for PID 1 instead of an immediate reset.
     if let Err(error) = nix::sys::reboot::set_cad_enabled(false) {
@@ -204,6 +235,15 @@ mod tests {
             assert_eq!(format!("{INIT_PREFIX}{}", own(event)), event);
             assert_ne!(own(event), event);
         }
+    }
+
+    #[test]
+    fn pid_1_ends_with_the_code_of_a_paravisor_that_failed() {
+        assert_eq!(failure_code(ParavisorExit::Code(0)), None);
+        assert_eq!(failure_code(ParavisorExit::Code(3)), Some(3));
+        assert_eq!(failure_code(ParavisorExit::Code(256)), Some(255));
+        assert_eq!(failure_code(ParavisorExit::Signal(9)), Some(137));
+        assert_eq!(failure_code(ParavisorExit::Signal(i32::MAX)), Some(255));
     }
 
     #[test]

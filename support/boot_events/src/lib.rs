@@ -63,6 +63,12 @@ pub const TOPOLOGY_PREFIX: &str = "openvmm_hcl: topology ";
 pub const MEMORY_PREFIX: &str = "openvmm_hcl: memory ";
 /// A line of the boot shim's memory log, repeated by the paravisor.
 pub const SHIM_LOG_PREFIX: &str = "openvmm_hcl: bootshim: ";
+/// A value that somebody has configured: `path = value (source)` follows.
+pub const CONFIG_PREFIX: &str = "openvmm_hcl: configured: ";
+/// The VM worker is ready; its process id follows.
+pub const WORKER_READY_PREFIX: &str = "openvmm_hcl: VM worker ready: process ";
+/// The VM worker has died although nobody had asked it to: `process N: cause` follows.
+pub const WORKER_DIED_PREFIX: &str = "openvmm_hcl: VM worker died: ";
 /// The paravisor has finished its start.
 pub const READY: &str = "openvmm_hcl: ready";
 
@@ -139,6 +145,10 @@ pub enum Event<'a> {
     Topology(&'a str),
     /// Memory use of VTL2, as JSON.
     Memory(&'a str),
+    /// The VM worker is ready; the text is its process id.
+    WorkerReady(&'a str),
+    /// The VM worker has died; the text says which process and why.
+    WorkerDied(&'a str),
     /// The paravisor has finished its start.
     Ready,
 }
@@ -183,6 +193,10 @@ impl<'a> Event<'a> {
             Some(Self::Topology(text))
         } else if let Some(text) = after(MEMORY_PREFIX) {
             Some(Self::Memory(text))
+        } else if let Some(text) = after(WORKER_READY_PREFIX) {
+            Some(Self::WorkerReady(text))
+        } else if let Some(text) = after(WORKER_DIED_PREFIX) {
+            Some(Self::WorkerDied(text))
         } else if is(READY) {
             Some(Self::Ready)
         } else if let Some(text) = after(KERNEL_PANIC) {

@@ -54,18 +54,19 @@ pub(crate) struct Log {
 pub(crate) struct Diag {
     /// The server runs. Default: true.
     pub(crate) enabled: Option<bool>,
-    /// Control connections at a time. Default: 64.
+    /// Control connections at a time. Default: 256.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1024)))]
     pub(crate) max_connections: Option<u32>,
-    /// Requests in work at a time. Default: 64.
+    /// Requests in work at a time on each control connection. Default: 32.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1024)))]
     pub(crate) max_requests: Option<u32>,
-    /// Data connections at a time. Default: 64.
+    /// Data connections at a time. Default: 128.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1024)))]
     pub(crate) max_data_connections: Option<u32>,
-    /// How long a client may leave its data unread, in milliseconds. Default: 30000.
+    /// How long a client may take to send a request or to take a response, in
+    /// milliseconds. Default: 30000.
     #[cfg_attr(feature = "schema", schemars(range(min = 10, max = 3600000)))]
-    pub(crate) write_stall_ms: Option<u32>,
+    pub(crate) transfer_deadline_ms: Option<u32>,
 }
 
 /// The VM worker.

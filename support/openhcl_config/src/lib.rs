@@ -153,12 +153,13 @@ pub struct Diag {
     pub enabled: Setting<bool>,
     /// Control connections at a time.
     pub max_connections: Setting<u32>,
-    /// Requests in work at a time, on all connections together.
+    /// Requests in work at a time on each control connection.
     pub max_requests: Setting<u32>,
     /// Data connections at a time.
     pub max_data_connections: Setting<u32>,
-    /// How long a client may leave its data unread before its connection is closed.
-    pub write_stall: Setting<Duration>,
+    /// How long a client may take to send a request, or to take a response, before its
+    /// connection is closed.
+    pub transfer_deadline: Setting<Duration>,
 }
 
 /// Configuration of the VM worker.
@@ -204,7 +205,7 @@ impl Config {
             "diag.max_connections": diag.max_connections,
             "diag.max_requests": diag.max_requests,
             "diag.max_data_connections": diag.max_data_connections,
-            "diag.write_stall_ms": ms(&diag.write_stall),
+            "diag.transfer_deadline_ms": ms(&diag.transfer_deadline),
             "worker.start": worker.start,
             "worker.start_deadline_ms": ms(&worker.start_deadline),
             "worker.on_crash": worker.on_crash,

@@ -102,15 +102,25 @@ fn merge(options: File, file: File) -> Result<Config, ConfigError> {
         log_filter: filter.parse_filter()?,
         diag: Diag {
             enabled: pick("diag.enabled", odiag.enabled, fdiag.enabled, true),
-            max_connections: file_number("diag.max_connections", fdiag.max_connections, 64, COUNT)?,
-            max_requests: file_number("diag.max_requests", fdiag.max_requests, 64, COUNT)?,
+            max_connections: file_number(
+                "diag.max_connections",
+                fdiag.max_connections,
+                256,
+                COUNT,
+            )?,
+            max_requests: file_number("diag.max_requests", fdiag.max_requests, 32, COUNT)?,
             max_data_connections: file_number(
                 "diag.max_data_connections",
                 fdiag.max_data_connections,
-                64,
+                128,
                 COUNT,
             )?,
-            write_stall: file_time("diag.write_stall_ms", fdiag.write_stall_ms, 30_000, TIME_MS)?,
+            transfer_deadline: file_time(
+                "diag.transfer_deadline_ms",
+                fdiag.transfer_deadline_ms,
+                30_000,
+                TIME_MS,
+            )?,
         },
         worker: Worker {
             start: pick("worker.start", oworker.start, fworker.start, Start::Now),

@@ -1,0 +1,279 @@
+//! One VM worker process: from its start until the kernel says how it ended.
+//!
+//! A task of its own watches it, so that whatever the worker does, or fails to do, the rest
+//! of the control process goes on answering.
+
+use mesh::Bytes;
+use mesh::CancelContext;
+use mesh::Receiver;
+use mesh::RpcError;
+use mesh::Sender;
+use mesh::process::Cause;
+use mesh::process::Child;
+use mesh::process::Death;
+use nix::sys::signal::Signal;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use underhill_core::Event;
+use underhill_core::Request;
+use underhill_core::clock::Stamp;
+
+/// Commands and reports that wait at a time; there are never many.
+pub(crate) const QUEUE: usize = 8;
+
+/// How closely a worker is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Patience {
+    /// How long it may take to get ready.
+    pub(crate) start_deadline: Duration,
+    /// Time between two questions, and how long the answer may take.
+    pub(crate) watchdog: Option<(Duration, Duration)>,
+}
+
+/// What the watching task is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Ask the worker for its state and let it end; kill it if that takes longer.
+    Stop {
+        /// How long it may take.
+        deadline: Duration,
+    },
+    /// Make it end by a signal.
+    Kill {
+        /// Which.
+        signal: Signal,
+        /// On whose behalf, for the report.
+        reason: String,
+    },
+}
+
+/// What the watching task reports.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The worker is ready.
+    Ready {
+        /// Which worker.
+        generation: u32,
+        /// Moments of its start.
+        stamps: Vec<Stamp>,
+    },
+    /// The worker has ended, however that came. The last report.
+    Ended(End),
+}
+
+/// How a worker has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Why it was ended, or why it ended itself, if that is known.
+    pub(crate) reason: Option<String>,
+    /// How the kernel saw it.
+    pub(crate) cause: String,
+    /// The end of what it wrote to standard error.
+    pub(crate) last_lines: Vec<String>,
+    /// Its state, if it was asked to stop and gave it.
+    pub(crate) state: Option<Bytes>,
+}
+
+impl End {
+    /// One line that says it all.
+    pub(crate) fn describe(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("{}; {reason}", self.cause),
+            None => self.cause.clone(),
+        }
+    }
+}
+
+/// The text for a cause.
+pub(crate) fn describe_cause(cause: Cause) -> String {
+    match cause {
+        Cause::Code(code) => format!("exit code {code}"),
+        Cause::Signal(number, core_dumped) => {
+            let name = Signal::try_from(number).map_or("unknown", Signal::as_str);
+            let core = if core_dumped { ", core dumped" } else { "" };
+            format!("signal {number} ({name}{core})")
+        }
+        Cause::Unknown => "unknown cause".to_owned(),
+    }
+}
+
+/// What the watch over a worker comes to.
+enum Outcome {
+    /// It must be killed, and why.
+    Problem(String),
+    /// It has given its state and will end.
+    State(Bytes),
+}
+
+type Watch = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// A worker under watch.
+pub(crate) struct Instance {
+    pub(crate) generation: u32,
+    pub(crate) child: Child,
+    pub(crate) events: Receiver<Event>,
+    pub(crate) requests: Sender<Request>,
+    pub(crate) patience: Patience,
+}
+
+impl Instance {
+    /// Watches until the worker has ended. The task must not be dropped before.
+    pub(crate) async fn watch(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        reports: mpsc::Sender<Report>,
+    ) {
+        let generation = self.generation;
+        let mut reason = None;
+        let mut state = None;
+        let mut hears_events = true;
+        let mut hears_commands = true;
+        let mut watch = Some(not_ready_within(self.patience.start_deadline));
+        let mut stop_deadline = Duration::ZERO;
+        let death = loop {
+            tokio::select! {
+                death = self.child.exited() => break death,
+                event = self.events.recv(), if hears_events => match event {
+                    Ok(Event::Ready { stamps }) => {
+                        watch = self.patience.watchdog.map(|(interval, deadline)| {
+                            watchdog(self.requests.clone(), interval, deadline)
+                        });
+                        // The controller ends after its workers: it listens.
+                        let _ = reports.send(Report::Ready { generation, stamps }).await;
+                    }
+                    Ok(Event::Failed { reason: why }) => reason = Some(why),
+                    // Either it dies, which is seen, or the watchdog finds it.
+                    Err(_) => hears_events = false,
+                },
+                outcome = watched(&mut watch) => match outcome {
+                    Outcome::Problem(problem) => {
+                        watch = None;
+                        self.kill(Signal::SIGKILL);
+                        reason = Some(problem);
+                    }
+                    Outcome::State(bytes) => {
+                        state = Some(bytes);
+                        watch = Some(not_ended(stop_deadline));
+                    }
+                },
+                command = commands.recv(), if hears_commands => match command {
+                    Some(Command::Stop { deadline }) => {
+                        stop_deadline = deadline;
+                        watch = Some(stop(self.requests.clone(), deadline));
+                    }
+                    Some(Command::Kill { signal, reason: why }) => {
+                        self.kill(signal);
+                        reason = Some(why);
+                    }
+                    None => hears_commands = false,
+                },
+            }
+        };
+        let Death { cause, last_lines } = death;
+        let end = End {
+            reason,
+            cause: describe_cause(cause),
+            last_lines,
+            state,
+        };
+        let _ = reports.send(Report::Ended(end)).await;
+    }
+
+    fn kill(&self, signal: Signal) {
+        // It may have ended by itself meanwhile, which is about to be seen.
+        if let Err(error) = self.child.kill(signal as i32) {
+            tracing::debug!(%error, "{signal} did not reach the VM worker");
+        }
+    }
+}
+
+/// The outcome of the watch, if there is one.
+async fn watched(watch: &mut Option<Watch>) -> Outcome {
+    match watch {
+        Some(watch) => watch.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn not_ready_within(deadline: Duration) -> Watch {
+    Box::pin(async move {
+        tokio::time::sleep(deadline).await;
+        Outcome::Problem(format!("not ready within {} ms", deadline.as_millis()))
+    })
+}
+
+fn not_ended(deadline: Duration) -> Watch {
+    Box::pin(async move {
+        tokio::time::sleep(deadline).await;
+        Outcome::Problem(format!(
+            "stopped, but did not end within {} ms",
+            deadline.as_millis()
+        ))
+    })
+}
+
+/// Asks again and again; ends when an answer does not come.
+fn watchdog(requests: Sender<Request>, interval: Duration, deadline: Duration) -> Watch {
+    Box::pin(async move {
+        loop {
+            tokio::time::sleep(interval).await;
+            let context = CancelContext::new().with_timeout(deadline);
+            match requests.call_within(&context, Request::Ping, ()).await {
+                Ok(()) => {}
+                // Its end is about to be seen. If it only closed its channels, it is as
+                // useless as one that hangs.
+                Err(RpcError::PeerGone) => tokio::time::sleep(deadline).await,
+                Err(error) => {
+                    return Outcome::Problem(format!(
+                        "watchdog: no answer to a ping within {} ms ({error})",
+                        deadline.as_millis()
+                    ));
+                }
+            }
+        }
+    })
+}
+
+/// Asks for the state, which is also the request to end.
+fn stop(requests: Sender<Request>, deadline: Duration) -> Watch {
+    Box::pin(async move {
+        let end = Instant::now() + deadline;
+        let context = CancelContext::new().with_timeout(deadline);
+        match requests.call_within(&context, Request::Stop, ()).await {
+            Ok(state) => Outcome::State(state),
+            Err(error) => {
+                // A worker that dies instead is seen before this is over.
+                tokio::time::sleep_until(end).await;
+                Outcome::Problem(format!(
+                    "did not stop within {} ms ({error})",
+                    deadline.as_millis()
+                ))
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_with_the_name_of_the_signal() {
+        assert_eq!(describe_cause(Cause::Code(3)), "exit code 3");
+        assert_eq!(
+            describe_cause(Cause::Signal(9, false)),
+            "signal 9 (SIGKILL)"
+        );
+        assert_eq!(
+            describe_cause(Cause::Signal(11, true)),
+            "signal 11 (SIGSEGV, core dumped)"
+        );
+        assert_eq!(
+            describe_cause(Cause::Signal(40, false)),
+            "signal 40 (unknown)"
+        );
+    }
+}

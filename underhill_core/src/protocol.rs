@@ -1,0 +1,103 @@
+//! What the paravisor process and the VM worker say to each other.
+
+use crate::clock::Stamp;
+use inspect::Inspect;
+use inspect::Node;
+use inspect::Query;
+use mesh::Bytes;
+use mesh::Receiver;
+use mesh::Rpc;
+use mesh::Sender;
+use serde::Deserialize;
+use serde::Serialize;
+
+/// The name by which the worker is started.
+pub const PERSONA: &str = "underhill_vm";
+
+/// What a worker gets when it starts.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Parameters {
+    /// The machine.
+    pub topology: Topology,
+    /// What it shall do.
+    pub settings: Settings,
+    /// State of the worker before, as [`Request::Stop`] returned it.
+    pub saved_state: Option<Bytes>,
+    /// Where its requests come from.
+    pub requests: Receiver<Request>,
+    /// Where it reports.
+    pub events: Sender<Event>,
+}
+
+/// Configuration of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Inspect)]
+pub struct Settings {
+    /// Name of the VM.
+    pub name: String,
+    /// Which messages it logs.
+    pub log_filter: String,
+    /// How many workers there were before, whatever became of them.
+    pub generation: u32,
+    /// Requests exist that make it fail.
+    pub test_hooks: bool,
+}
+
+/// The machine as the worker needs it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// APIC ids in the order of VP indices.
+    pub vps: Vec<u32>,
+    /// The guest's RAM: ranges in the order of addresses that do not overlap.
+    pub memory: Vec<MemoryRange>,
+}
+
+/// Bytes of the guest's address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Inspect)]
+pub struct MemoryRange {
+    /// First address.
+    #[inspect(hex)]
+    pub start: u64,
+    /// How many bytes.
+    #[inspect(unit = "bytes")]
+    pub size: u64,
+}
+
+impl Inspect for Topology {
+    fn inspect(&self, request: inspect::Request<'_>) {
+        request
+            .respond()
+            .field("vps", &self.vps.len())
+            .field("apic_ids", &self.vps)
+            .field("memory", &self.memory);
+    }
+}
+
+/// What a worker is asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Is it alive?
+    Ping(Rpc<(), ()>),
+    /// What is in its part of the tree?
+    Inspect(Rpc<Query, Node>),
+    /// What would a worker after it need to know?
+    Save(Rpc<(), Bytes>),
+    /// It shall end; the answer is its state.
+    Stop(Rpc<(), Bytes>),
+    /// It shall log by this filter from now on.
+    SetLogFilter(String),
+}
+
+/// What a worker reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// It has started; `stamps` are moments of its start.
+    Ready {
+        /// In the order of time.
+        stamps: Vec<Stamp>,
+    },
+    /// It cannot start, and ends.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}

@@ -1,0 +1,98 @@
+//! Ways to fail, for tests of whoever watches over a worker.
+//!
+//! They exist only if the configuration switches them on, which only an image for
+//! development permits.
+
+use nix::sys::signal::Signal;
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// How to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Answer nothing any more.
+    Hang,
+    /// End by SIGABRT.
+    Abort,
+    /// End by SIGSEGV.
+    Segfault,
+    /// Panic, with a message.
+    Panic,
+    /// End with a code.
+    Exit(i32),
+}
+
+/// A text that is no failure.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("failure is {found:?}, expected hang, abort, segfault, panic or exit:CODE")]
+pub(crate) struct UnknownFailure {
+    found: String,
+}
+
+impl FromStr for Failure {
+    type Err = UnknownFailure;
+
+    fn from_str(text: &str) -> Result<Self, UnknownFailure> {
+        let unknown = || UnknownFailure {
+            found: text.to_owned(),
+        };
+        Ok(match text {
+            "hang" => Self::Hang,
+            "abort" => Self::Abort,
+            "segfault" => Self::Segfault,
+            "panic" => Self::Panic,
+            text => {
+                let code = text.strip_prefix("exit:").ok_or_else(unknown)?;
+                Self::Exit(code.parse().map_err(|_| unknown())?)
+            }
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hang => f.write_str("hang"),
+            Self::Abort => f.write_str("abort"),
+            Self::Segfault => f.write_str("segfault"),
+            Self::Panic => f.write_str("panic"),
+            Self::Exit(code) => write!(f, "exit:{code}"),
+        }
+    }
+}
+
+impl Failure {
+    /// Does it.
+    pub(crate) fn happen(self) -> ! {
+        eprintln!("test hook: {self}");
+        match self {
+            Self::Hang => loop {
+                std::thread::park();
+            },
+            Self::Abort => std::process::abort(),
+            Self::Segfault => {
+                // As a program without a handler ends by a wrong access.
+                let _ = nix::sys::signal::raise(Signal::SIGSEGV);
+                std::process::abort()
+            }
+            Self::Panic => panic!("a test hook asks for it"),
+            Self::Exit(code) => std::process::exit(code),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_has_a_name_and_others_are_refused() {
+        for text in ["hang", "abort", "segfault", "panic", "exit:3"] {
+            assert_eq!(text.parse::<Failure>().unwrap().to_string(), text);
+        }
+        for text in ["", "die", "exit:", "exit:x"] {
+            assert!(text.parse::<Failure>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! The worker's life: start, requests, end.
+
+use crate::clock::Stamp;
+use crate::protocol::Event;
+use crate::protocol::Parameters;
+use crate::protocol::Request;
+use crate::protocol::Settings;
+use crate::protocol::Topology;
+use crate::saved_state::SavedState;
+use crate::saved_state::SavedStateError;
+use crate::saved_state::VERSION;
+use crate::test_hooks::Failure;
+use inspect::Inspect;
+use inspect::Unit;
+use kernel_log::FACILITY_WORKER;
+use kernel_log::KernelLog;
+use kernel_log::filter::Filter;
+use kernel_log::filter::FilterError;
+use kernel_log::subscriber;
+use kernel_log::subscriber::FilterHandle;
+use mesh::Bytes;
+use mesh::process::InvitationError;
+use std::cell::Cell;
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+use std::time::Instant;
+use thiserror::Error;
+
+/// In front of every line of the worker's log.
+const LOG_PREFIX: &str = "underhill_vm: ";
+
+/// Why a worker cannot start.
+#[derive(Debug, Error)]
+enum StartError {
+    #[error("VM worker has no parameters")]
+    Invitation(#[from] InvitationError),
+    #[error("VM worker has a machine without a VP")]
+    NoVp,
+    #[error("VM worker has a wrong filter")]
+    Filter(#[from] FilterError),
+    #[error("VM worker cannot go on from the one before it")]
+    SavedState(#[from] SavedStateError),
+}
+
+/// Runs the worker until it is stopped or the paravisor process has gone.
+pub fn main() -> ExitCode {
+    let started = Stamp::now("started");
+    match run(started) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The paravisor process reads this and repeats it with the cause of the end.
+            eprintln!("{}", kernel_log::chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(started: Stamp) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let parameters =
+            mesh::process::invitation::<Parameters>().map_err(StartError::Invitation)?;
+        let events = parameters.events.clone();
+        let (mut worker, mut requests) = match Worker::new(parameters) {
+            Ok(worker) => worker,
+            Err(error) => {
+                let reason = kernel_log::chain(&error);
+                // Without the report the end of the process says it.
+                let _ = events.send(Event::Failed { reason }).await;
+                return Err(error.into());
+            }
+        };
+        let stamps = vec![started, Stamp::now("ready")];
+        events.send(Event::Ready { stamps }).await?;
+        tracing::debug!(vps = worker.topology.vps.len(), "ready");
+
+        while let Ok(request) = requests.recv().await {
+            if worker.answer(request) == Next::End {
+                return Ok(());
+            }
+            if let Some(failure) = worker.failure.take() {
+                // Let the answer to the request that asked for it leave first.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                failure.happen();
+            }
+        }
+        tracing::warn!("the paravisor process has gone, the VM worker ends");
+        Ok(())
+    })
+}
+
+/// What happens after a request.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Continue,
+    End,
+}
+
+struct Worker {
+    topology: Topology,
+    settings: Settings,
+    before: SavedState,
+    started: Instant,
+    requests: u64,
+    filter: Option<FilterHandle>,
+    /// Set by an inspection: what is to go wrong.
+    failure: Cell<Option<Failure>>,
+}
+
+impl Worker {
+    fn new(parameters: Parameters) -> Result<(Self, mesh::Receiver<Request>), StartError> {
+        let Parameters {
+            topology,
+            settings,
+            saved_state,
+            requests,
+            events: _,
+        } = parameters;
+        let filter: Filter = settings.log_filter.parse()?;
+        let log = KernelLog::open(FACILITY_WORKER, LOG_PREFIX);
+        let filter = subscriber::install(log, filter).ok();
+        if topology.vps.is_empty() {
+            return Err(StartError::NoVp);
+        }
+        let before = match saved_state {
+            Some(bytes) => {
+                let state = SavedState::decode(&bytes)?;
+                tracing::info!(
+                    handovers = state.handovers,
+                    "going on from the worker before"
+                );
+                state
+            }
+            None => SavedState::default(),
+        };
+        let worker = Self {
+            topology,
+            settings,
+            before,
+            started: Instant::now(),
+            requests: 0,
+            filter,
+            failure: Cell::new(None),
+        };
+        Ok((worker, requests))
+    }
+
+    fn answer(&mut self, request: Request) -> Next {
+        self.requests = self.requests.saturating_add(1);
+        match request {
+            Request::Ping(rpc) => rpc.complete(()),
+            Request::Inspect(rpc) => {
+                let node = rpc.input().evaluate(self).now();
+                rpc.complete(node);
+            }
+            Request::Save(rpc) => rpc.complete(self.state()),
+            Request::Stop(rpc) => {
+                rpc.complete(self.state());
+                return Next::End;
+            }
+            Request::SetLogFilter(text) => match (text.parse(), &self.filter) {
+                (Ok(filter), Some(handle)) => handle.set(filter),
+                (Ok(_), None) => {}
+                (Err(error), _) => tracing::warn!(%error, "the log's filter stays"),
+            },
+        }
+        Next::Continue
+    }
+
+    fn state(&self) -> Bytes {
+        let state = SavedState {
+            version: VERSION,
+            handovers: self.before.handovers.saturating_add(1),
+            uptime_ns: nanoseconds(self.total_uptime()),
+            requests: self.before.requests.saturating_add(self.requests),
+        };
+        Bytes(state.encode())
+    }
+
+    fn total_uptime(&self) -> Duration {
+        Duration::from_nanos(self.before.uptime_ns).saturating_add(self.started.elapsed())
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Inspect for Worker {
+    fn inspect(&self, request: inspect::Request<'_>) {
+        let mut response = request.respond();
+        response
+            .field("pid", &std::process::id())
+            .field("settings", &self.settings)
+            .field("topology", &self.topology)
+            .field("uptime", &self.started.elapsed())
+            .child("handed_over", |request| {
+                request
+                    .respond()
+                    .field("handovers", &self.before.handovers)
+                    .unit("uptime", Unit::Nanoseconds, &self.before.uptime_ns)
+                    .counter("requests", &self.before.requests);
+            })
+            .field("total_uptime", &self.total_uptime())
+            .counter("requests", &self.requests);
+        if let Some(filter) = &self.filter {
+            response.display("log_filter", &filter.get());
+        }
+        response
+            .child("threads", |request| {
+                request.respond().merge(&inspect::iter(threads()));
+            })
+            .child("memory", |request| {
+                let mut response = request.respond();
+                for (name, bytes) in memory() {
+                    response.unit(name, Unit::Bytes, &bytes);
+                }
+            });
+        if self.settings.test_hooks {
+            response.child("fail", |request| {
+                request.update("no", |text| {
+                    let failure: Failure = text.parse()?;
+                    self.failure.set(Some(failure));
+                    Ok::<_, crate::test_hooks::UnknownFailure>(failure.to_string())
+                });
+            });
+        }
+    }
+}
+
+/// Id and name of each thread.
+fn threads() -> Vec<(String, String)> {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
+        return Vec::new();
+    };
+    tasks
+        .flatten()
+        .map(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            let id = task.file_name().to_string_lossy().into_owned();
+            (id, name.trim_end().to_owned())
+        })
+        .collect()
+}
+
+/// Memory of this process, as the kernel counts it.
+fn memory() -> Vec<(&'static str, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let number: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+        number.checked_mul(1024)
+    };
+    [
+        ("resident", "VmRSS:"),
+        ("resident_most", "VmHWM:"),
+        ("anonymous", "RssAnon:"),
+        ("locked", "VmLck:"),
+        ("virtual", "VmSize:"),
+    ]
+    .into_iter()
+    .filter_map(|(name, key)| Some((name, kib(key)?)))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use inspect::Query;
+
+    fn parameters(saved_state: Option<Vec<u8>>, test_hooks: bool) -> Parameters {
+        let (_, requests) = mesh::channel();
+        let (events, _) = mesh::channel();
+        Parameters {
+            topology: Topology {
+                vps: vec![1, 2],
+                memory: Vec::new(),
+            },
+            settings: Settings {
+                name: "test".to_owned(),
+                log_filter: "info".to_owned(),
+                generation: 0,
+                test_hooks,
+            },
+            saved_state: saved_state.map(Bytes),
+            requests,
+            events,
+        }
+    }
+
+    fn worker(saved_state: Option<Vec<u8>>, test_hooks: bool) -> Worker {
+        Worker::new(parameters(saved_state, test_hooks)).unwrap().0
+    }
+
+    #[test]
+    fn state_is_handed_over_and_adds_up() {
+        let mut first = worker(None, false);
+        first.requests = 5;
+        let state = first.state();
+        let mut second = worker(Some(state.to_vec()), false);
+        second.requests = 2;
+        let state = SavedState::decode(&second.state()).unwrap();
+        assert_eq!((state.handovers, state.requests), (2, 7));
+        assert!(second.total_uptime() >= Duration::from_nanos(second.before.uptime_ns));
+    }
+
+    #[test]
+    fn a_worker_refuses_what_it_cannot_work_with() {
+        let mut no_vp = parameters(None, false);
+        no_vp.topology.vps.clear();
+        assert!(matches!(Worker::new(no_vp), Err(StartError::NoVp)));
+        let damaged = parameters(Some(vec![0xff; 9]), false);
+        assert!(matches!(
+            Worker::new(damaged),
+            Err(StartError::SavedState(_))
+        ));
+        let mut filter = parameters(None, false);
+        filter.settings.log_filter = "loud".to_owned();
+        assert!(matches!(Worker::new(filter), Err(StartError::Filter(_))));
+    }
+
+    #[test]
+    fn a_worker_fails_on_request_only_with_test_hooks() {
+        let query = Query::new("fail").with_update("hang");
+        let plain = worker(None, false);
+        assert!(query.evaluate(&plain).now().into_updated().is_err());
+        assert_eq!(plain.failure.get(), None);
+
+        let hooked = worker(None, true);
+        assert!(query.evaluate(&hooked).now().into_updated().is_ok());
+        assert_eq!(hooked.failure.get(), Some(Failure::Hang));
+        let wrong = Query::new("fail").with_update("explode");
+        assert!(wrong.evaluate(&hooked).now().into_updated().is_err());
+    }
+
+    #[test]
+    fn the_tree_has_threads_memory_and_topology() {
+        let node = Query::new("").evaluate(&worker(None, false)).now();
+        assert_eq!(node.get("topology/vps").unwrap().as_u64(), Some(2));
+        assert!(node.get("memory/resident").unwrap().as_u64() > Some(0));
+        assert!(!node.get("threads").unwrap().entries().is_empty());
+    }
+}
