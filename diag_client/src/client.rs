@@ -48,8 +48,17 @@ impl Client {
     ///
     /// There is no VM, or none that takes the connection.
     pub fn connect(address: VmAddress) -> Result<Self, Error> {
-        let control = Control::open(&address, DEFAULT_TIMEOUT)?;
-        Ok(Self::with(address, control))
+        Self::connect_within(address, DEFAULT_TIMEOUT)
+    }
+
+    /// Like [`Client::connect`], but with a timeout, for connecting and for each call.
+    ///
+    /// # Errors
+    ///
+    /// There is no VM, or none that takes the connection in time.
+    pub fn connect_within(address: VmAddress, timeout: Duration) -> Result<Self, Error> {
+        let control = Control::open(&address, timeout)?;
+        Ok(Self::with(address, control, timeout))
     }
 
     /// A client of a VM that may not be up yet: tries again until `deadline`.
@@ -64,7 +73,7 @@ impl Client {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let error = match Control::open(&address, left.clamp(PAUSE, ATTEMPT)) {
-                Ok(control) => return Ok(Self::with(address, control)),
+                Ok(control) => return Ok(Self::with(address, control, DEFAULT_TIMEOUT)),
                 Err(error) => error,
             };
             let may_come = matches!(
@@ -79,10 +88,10 @@ impl Client {
         }
     }
 
-    fn with(address: VmAddress, control: Control) -> Self {
+    fn with(address: VmAddress, control: Control, timeout: Duration) -> Self {
         Self {
             address,
-            timeout: DEFAULT_TIMEOUT,
+            timeout,
             control: Mutex::new(Some(control)),
         }
     }
@@ -163,8 +172,8 @@ impl Client {
         Value::try_from(answer).map_err(|source| self.node_error(path, source))
     }
 
-    /// The log of VTL2's kernel: records as lines ([`DataStream::lines`],
-    /// [`KmsgRecord`](crate::KmsgRecord)). With `follow` it goes on with new ones;
+    /// The log of VTL2's kernel, as [`DataStream::records`] that
+    /// [`KmsgRecord`](crate::KmsgRecord) reads. With `follow` it goes on with new ones;
     /// otherwise it ends with the last.
     ///
     /// # Errors

@@ -16,9 +16,11 @@ pub struct KmsgRecord<'a> {
 }
 
 impl<'a> KmsgRecord<'a> {
-    /// Reads a line; `None` if it is no record.
-    pub fn parse(line: &'a str) -> Option<Self> {
-        let (head, text) = line.split_once(';')?;
+    /// Reads a record; `None` if it is none. Lines behind the first, which name the device
+    /// that the record is about, are left out.
+    pub fn parse(record: &'a str) -> Option<Self> {
+        let (head, text) = record.split_once(';')?;
+        let text = text.split('\n').next()?;
         let mut fields = head.split(',');
         let priority = fields.next()?.parse().ok()?;
         let sequence = fields.next()?.parse().ok()?;
@@ -49,6 +51,8 @@ mod tests {
         assert_eq!(record.sequence, 339);
         assert_eq!(record.time, Duration::from_micros(5_140_900));
         assert_eq!(record.text, "init: a;b");
+        let record = KmsgRecord::parse("6,1,0,-;text\n SUBSYSTEM=pci\n").unwrap();
+        assert_eq!(record.text, "text");
     }
 
     #[test]

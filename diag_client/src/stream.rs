@@ -60,9 +60,19 @@ impl DataStream {
     }
 
     /// Its lines.
-    pub fn lines(self) -> Lines {
-        Lines {
+    pub fn lines(self) -> Pieces {
+        self.split(b'\n')
+    }
+
+    /// The records of a log ([`Client::kmsg`](crate::Client::kmsg)), which end with a NUL.
+    pub fn records(self) -> Pieces {
+        self.split(0)
+    }
+
+    fn split(self, delimiter: u8) -> Pieces {
+        Pieces {
             reader: BufReader::new(self.socket),
+            delimiter,
         }
     }
 }
@@ -97,32 +107,28 @@ fn end_of_reset(result: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// The lines of a stream, without their ends and with what is not UTF-8 replaced. A longer
-/// one than [`MAX_LINE`] is cut into several.
+/// The lines or records of a stream, without their ends and with what is not UTF-8
+/// replaced. A longer one than [`MAX_LINE`] is cut into several.
 #[derive(Debug)]
-pub struct Lines {
+pub struct Pieces {
     reader: BufReader<UnixStream>,
+    delimiter: u8,
 }
 
-impl Iterator for Lines {
+impl Iterator for Pieces {
     type Item = io::Result<String>;
 
     fn next(&mut self) -> Option<io::Result<String>> {
-        let mut line = Vec::new();
-        let limit = MAX_LINE as u64 + 1;
-        let read = self
-            .reader
-            .by_ref()
-            .take(limit)
-            .read_until(b'\n', &mut line);
-        match end_of_reset(read) {
+        let mut piece = Vec::new();
+        let mut limited = self.reader.by_ref().take(MAX_LINE as u64 + 1);
+        match end_of_reset(limited.read_until(self.delimiter, &mut piece)) {
             Err(error) => Some(Err(error)),
             Ok(0) => None,
             Ok(_) => {
-                if line.last() == Some(&b'\n') {
-                    line.pop();
+                if piece.last() == Some(&self.delimiter) {
+                    piece.pop();
                 }
-                Some(Ok(String::from_utf8_lossy(&line).into_owned()))
+                Some(Ok(String::from_utf8_lossy(&piece).into_owned()))
             }
         }
     }

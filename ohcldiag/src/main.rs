@@ -1,4 +1,9 @@
-//! `ohcldiag`: asks a running paravisor.
+//! `ohcldiag`: asks a running paravisor. Everything is in the library.
 
 #![deny(unsafe_code)]
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ohcldiag::main()
+}
