@@ -7,18 +7,17 @@
 
 #![no_main]
 
-use igvm_loader::{
-    AcpiTables, Cpu, HostMemoryWriter, MachineInfo, MemoryRange, Options, RamRange, plan,
-};
+use igvm_loader::{HostMemoryWriter, MemoryRange, Options, plan, q35};
 use libfuzzer_sys::fuzz_target;
 
-const MIB: u64 = 1 << 20;
-const RAM: MemoryRange = MemoryRange::new(128 * MIB, 512 * MIB);
-const BUSY: MemoryRange = MemoryRange::new(480 * MIB, 490 * MIB);
+const MEMORY: u64 = 512 << 20;
 const FIXED_HEADER_SIZE: usize = 24;
 
 /// Accepts what a plan may write.
-struct Checker;
+struct Checker {
+    ram: Vec<MemoryRange>,
+    busy: Vec<MemoryRange>,
+}
 
 impl HostMemoryWriter for Checker {
     fn write(&mut self, address: u64, data: &[u8]) {
@@ -27,25 +26,14 @@ impl HostMemoryWriter for Checker {
 
     fn zero(&mut self, address: u64, size: u64) {
         let range = MemoryRange::with_size(address, size).expect("a range of addresses");
-        assert!(RAM.covers(range), "{range} is not RAM");
-        assert!(!BUSY.overlaps(range), "{range} is in use");
-    }
-}
-
-fn machine() -> MachineInfo {
-    MachineInfo {
-        vps: (1..3).map(|apic_id| Cpu { apic_id, node: 0 }).collect(),
-        ram: vec![RamRange {
-            range: RAM,
-            node: 0,
-        }],
-        own: vec![MemoryRange::new(112 * MIB, 128 * MIB)],
-        busy: vec![BUSY],
-        io_apics: vec![],
-        mmio: [MemoryRange::new(0, 0); 2],
-        tables: AcpiTables::default(),
-        entropy: vec![1; 64],
-        com3: true,
+        assert!(
+            self.ram.iter().any(|ram| ram.covers(range)),
+            "{range} is not RAM"
+        );
+        assert!(
+            !self.busy.iter().any(|busy| busy.overlaps(range)),
+            "{range} is in use"
+        );
     }
 }
 
@@ -62,7 +50,11 @@ fuzz_target!(|data: &[u8]| {
     file.extend(rest);
     let crc = crc32fast::hash(&file[..FIXED_HEADER_SIZE + header_size as usize]);
     file[20..24].copy_from_slice(&crc.to_le_bytes());
-    if let Ok(plan) = plan(&file, &machine(), &Options::default()) {
-        plan.execute(&mut Checker);
+    let machine = q35::machine(1, 2, MEMORY, file.len() as u64);
+    if let Ok(plan) = plan(&file, &machine, &Options::default()) {
+        plan.execute(&mut Checker {
+            ram: machine.ram_runs(),
+            busy: machine.busy,
+        });
     }
 });

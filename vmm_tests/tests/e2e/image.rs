@@ -45,11 +45,19 @@ fn page_data(image: Image, nth: usize, change: impl FnOnce(&mut IGVM_VHS_PAGE_DA
 }
 
 /// Asks the loader as `igvm check` does.
-fn check(image: &[u8], vps: u32, memory: ByteCount) -> Result<Placement, String> {
+fn check(
+    image: &[u8],
+    vps: u32,
+    memory: ByteCount,
+    vtl2_memory: Option<ByteCount>,
+) -> Result<Placement, String> {
     let machine = placement::Machine {
         vps,
         memory: memory.get(),
-        options: Options::default(),
+        options: Options {
+            vtl2_memory: vtl2_memory.map(ByteCount::get),
+            ..Options::default()
+        },
     };
     place(image, &machine).map_err(|error| error.to_string())
 }
@@ -57,14 +65,20 @@ fn check(image: &[u8], vps: u32, memory: ByteCount) -> Result<Placement, String>
 #[test]
 fn igvm_check_says_what_the_host_then_does() {
     let tmk = TmkImage::built();
-    for (image, vps, memory) in [
-        (Image::release().bytes().to_vec(), 4, ByteCount::gib(1)),
+    let release = Image::release().bytes().to_vec();
+    let (gib, more) = (ByteCount::gib(1), Some(ByteCount::mib(128)));
+    for (image, vps, memory, vtl2_memory) in [
+        (release.clone(), 4, gib, None),
+        (release, 16, gib, more),
         // With parameters of every kind, moved, and RAM above 4 GiB.
-        (tmk.must_move().pack(), 2, ByteCount::gib(5)),
+        (tmk.must_move().pack(), 2, ByteCount::gib(5), None),
     ] {
-        let plan = check(&image, vps, memory).unwrap();
+        let plan = check(&image, vps, memory, vtl2_memory).unwrap();
         let scenario = Scenario::image_bytes(&image).vps(vps).memory(memory);
-        let mut vm = scenario.start();
+        let mut vm = match vtl2_memory {
+            Some(size) => scenario.with(|machine| machine.vtl2_memory(size)).start(),
+            None => scenario.start(),
+        };
         let expected = format!(
             "image loaded: {} KiB, VTL2 memory {}, moved by {:#x}, entry {:#x}, parameters {} bytes",
             plan.loaded_bytes >> 10,
@@ -81,7 +95,7 @@ fn igvm_check_says_what_the_host_then_does() {
 fn igvm_check_refuses_in_the_words_of_the_host() {
     let image = Image::release();
     let memory = ByteCount::mib(160);
-    let refusal = check(image.bytes(), 1, memory).unwrap_err();
+    let refusal = check(image.bytes(), 1, memory, None).unwrap_err();
     let scenario = Scenario::image_bytes(image.bytes()).vps(1).memory(memory);
     assert_eq!(scenario.start().expect_refusal(), refusal);
 }
