@@ -101,6 +101,8 @@ struct Incoming {
     /// Encoded messages that go before those of the socket.
     backlog: VecDeque<Encoded>,
     connections: Connections,
+    /// [`Incoming::refuse_all`] for the channel's type of messages.
+    refuse_all: fn(Incoming),
 }
 
 /// A message that a former holder of the receiver had not given out.
@@ -138,18 +140,17 @@ impl<T> State<T> {
     }
 
     /// The writing end of the socket, which is made if there is none yet.
-    fn connect(&mut self) -> io::Result<Arc<Link>> {
+    fn connect(&mut self) -> io::Result<Arc<Link>>
+    where
+        T: Message,
+    {
         if let Some(link) = &self.link {
             return Ok(link.clone());
         }
         let (receiving, sending) = socket::pair()?;
         let link = Link::new(sending);
         self.link = Some(link.clone());
-        self.incoming = Some(Incoming {
-            socket: Socket::Plain(receiving),
-            backlog: VecDeque::new(),
-            connections: Connections::default(),
-        });
+        self.incoming = Some(Incoming::new::<T>(receiving));
         Ok(link)
     }
 

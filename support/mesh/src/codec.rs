@@ -6,14 +6,17 @@
 
 use crate::connection::Client;
 use crate::connection::Connections;
+use crate::depth::Limited;
 use crate::link::Link;
 use crate::message::Message;
 use crate::wire::DESCRIPTORS_MAX;
 use crate::wire::HEADER_LEN;
 use crate::wire::MESSAGE_MAX;
 use crate::wire::WireError;
+use serde::de::DeserializeSeed;
 use std::cell::RefCell;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -211,7 +214,7 @@ pub(crate) fn decode<T: Message>(
     DECODING.with_borrow_mut(|stack| stack.push(table));
     let mut scope = Scope(connections, None);
     let mut deserializer = postcard::Deserializer::from_bytes(bytes);
-    let result = T::deserialize(&mut deserializer);
+    let result = Limited::<PhantomData<T>>::message().deserialize(&mut deserializer);
     scope.end();
     let table = scope.1.take();
     let Some(table) = table else {
@@ -275,6 +278,15 @@ pub(crate) fn note_call<E: serde::ser::Error>(client: &Arc<Client>, id: u64) -> 
     encoding(|table| {
         table.guards.calls.push((client.clone(), id));
         Ok(())
+    })
+}
+
+/// Whether this message, or one that it contains, tells the peer of a connection. It is
+/// read before what is encoded now.
+pub(crate) fn is_announced(client: &Arc<Client>) -> bool {
+    ENCODING.with_borrow(|stack| {
+        let mut announced = stack.iter().flat_map(|table| &table.guards.announced);
+        announced.any(|other| Arc::ptr_eq(other, client))
     })
 }
 

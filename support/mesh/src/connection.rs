@@ -66,6 +66,11 @@ impl Connections {
         Ok(link)
     }
 
+    /// Whether nobody has called through the channel.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
     /// What must travel with the receiver.
     pub(crate) fn into_links(self) -> impl Iterator<Item = (u64, Arc<ReplyLink>)> {
         self.links.into_iter().filter(|(_, link)| !link.is_closed())

@@ -4,12 +4,15 @@ mod cancel;
 mod channel;
 mod codec;
 mod connection;
+mod depth;
 mod link;
 mod message;
 mod oneshot;
 pub mod process;
 mod rpc;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod watch;
 pub mod wire;
 

@@ -180,7 +180,7 @@ pub enum WireError {
 }
 
 /// Most levels of nesting in a message: containers, options and enums in each other.
-pub const DEPTH_MAX: usize = 128;
+pub const DEPTH_MAX: usize = 256;
 
 impl Header {
     /// Checks a packet and gives its header and body. `received` is the number of

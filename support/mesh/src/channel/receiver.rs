@@ -5,6 +5,7 @@ use super::Incoming;
 use super::Place;
 use super::Shared;
 use super::Socket;
+use super::State;
 use super::wake_all;
 use crate::codec;
 use crate::codec::DecodeError;
@@ -16,12 +17,14 @@ use crate::socket::Received;
 use crate::watch;
 use crate::wire;
 use crate::wire::WireError;
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::task::Context;
 use std::task::Poll;
 use thiserror::Error;
@@ -61,6 +64,14 @@ impl<T> Receiver<T> {
         Self { shared }
     }
 
+    /// The end of a channel all of whose senders are elsewhere.
+    pub(super) fn arrived(incoming: Incoming) -> Self {
+        Self::new(Arc::new(Shared(Mutex::new(State {
+            incoming: Some(incoming),
+            ..State::new()
+        }))))
+    }
+
     /// Ends the channel.
     fn close(&self) {
         let mut state = self.shared.lock();
@@ -77,12 +88,27 @@ impl<T> Receiver<T> {
         let wakers = std::mem::take(&mut state.sender_wakers);
         drop(state);
         // Messages may hold ends of this very channel.
-        drop((queue, incoming, link));
+        drop((queue, link));
+        if let Some(incoming) = incoming {
+            (incoming.refuse_all)(incoming);
+        }
         wake_all(wakers);
     }
 }
 
 impl<T: Message> Receiver<T> {
+    /// The receiver of what another program writes into the other end of `socket`, in the
+    /// format of [`wire`]. Nothing is trusted that comes from there.
+    ///
+    /// # Errors
+    /// It is not a Unix socket of type `SOCK_SEQPACKET`.
+    pub fn from_socket(socket: OwnedFd) -> Result<Self, WireError> {
+        if !socket::is_port(socket.as_fd()) {
+            return Err(WireError::NotASocket { index: 0 });
+        }
+        Ok(Self::arrived(Incoming::new::<T>(socket)))
+    }
+
     /// Waits for the next message. A future that is dropped has taken none.
     ///
     /// # Errors
@@ -170,6 +196,32 @@ impl<T: Message> Receiver<T> {
 }
 
 impl Incoming {
+    pub(super) fn new<T: Message>(socket: OwnedFd) -> Self {
+        Self {
+            socket: Socket::Plain(socket),
+            backlog: VecDeque::new(),
+            connections: Connections::default(),
+            refuse_all: Self::refuse_all::<T>,
+        }
+    }
+
+    /// Ends the channel. Calls that were never received are answered: the caller's
+    /// connection may live on, because of calls that were received and are open.
+    fn refuse_all<T: Message>(mut self) {
+        if self.connections.is_empty() {
+            return;
+        }
+        let socket = match &self.socket {
+            Socket::Plain(fd) => fd,
+            Socket::Registered(fd) => fd.get_ref(),
+        };
+        // No more can come, so the loop has an end.
+        if rustix::net::shutdown(socket, rustix::net::Shutdown::Read).is_err() {
+            return;
+        }
+        while let Ok(Next::Message(_) | Next::Refused) = self.next::<T>(None) {}
+    }
+
     fn next<T: Message>(&mut self, cx: Option<&mut Context<'_>>) -> Result<Next<T>, RecvError> {
         if let Some(Encoded { bytes, descriptors }) = self.backlog.pop_front() {
             return decode(&bytes, descriptors, &mut self.connections);

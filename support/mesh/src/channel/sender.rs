@@ -8,8 +8,12 @@ use crate::codec::EncodeError;
 use crate::link::Link;
 use crate::link::Outgoing;
 use crate::message::Message;
+use crate::socket;
+use crate::wire::WireError;
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
@@ -136,6 +140,18 @@ impl<T> Sender<T> {
 }
 
 impl<T: Message> Sender<T> {
+    /// A sender to whoever reads the other end of `socket`, see
+    /// [`Receiver::from_socket`](super::Receiver::from_socket).
+    ///
+    /// # Errors
+    /// It is not a Unix socket of type `SOCK_SEQPACKET`.
+    pub fn from_socket(socket: OwnedFd) -> Result<Self, WireError> {
+        if !socket::is_port(socket.as_fd()) {
+            return Err(WireError::NotASocket { index: 0 });
+        }
+        Ok(Self::remote(Link::new(socket)))
+    }
+
     /// Sends a message, and waits while the receiver's queue is full. A future that is
     /// dropped before its end has sent nothing.
     ///

@@ -5,14 +5,10 @@ use super::Incoming;
 use super::Place;
 use super::Receiver;
 use super::Sender;
-use super::Shared;
-use super::Socket;
-use super::State;
 use super::wake_all;
 use crate::codec;
 use crate::codec::EncodeError;
 use crate::codec::Guards;
-use crate::connection::Connections;
 use crate::link::Link;
 use crate::message::Bytes;
 use crate::message::Message;
@@ -23,7 +19,6 @@ use serde::Serialize;
 use serde::Serializer;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::Mutex;
 
 /// A receiver on its way. Numbers are places in the table of descriptors.
 #[derive(Serialize, Deserialize)]
@@ -77,11 +72,8 @@ impl<T: Message> Serialize for Receiver<T> {
 impl<'de, T: Message> Deserialize<'de> for Receiver<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         codec::check_decoding()?;
-        let incoming = Incoming::unpack(ReceiverWire::deserialize(deserializer)?)?;
-        Ok(Self::new(Arc::new(Shared(Mutex::new(State::<T> {
-            incoming: Some(incoming),
-            ..State::new()
-        })))))
+        let incoming = Incoming::unpack::<T, _>(ReceiverWire::deserialize(deserializer)?)?;
+        Ok(Self::arrived(incoming))
     }
 }
 
@@ -134,6 +126,7 @@ impl<T: Message> Departure<T> {
             socket,
             backlog,
             connections,
+            refuse_all: _,
         } = self.incoming;
         let socket = codec::put(Ok(socket.into_fd()))?;
         let connections = connections
@@ -182,16 +175,14 @@ impl BacklogWire {
 }
 
 impl Incoming {
-    fn unpack<E: serde::de::Error>(wire: ReceiverWire) -> Result<Self, E> {
-        let socket = Socket::Plain(codec::take_port(wire.socket)?);
-        let mut connections = Connections::default();
+    fn unpack<T: Message, E: serde::de::Error>(wire: ReceiverWire) -> Result<Self, E> {
+        let mut incoming = Self::new::<T>(codec::take_port(wire.socket)?);
         for (connection, link) in wire.connections {
             let link = codec::take_port::<E>(link)?;
-            if let Err(error) = connections.link(connection, Some(link)) {
+            if let Err(error) = incoming.connections.link(connection, Some(link)) {
                 return codec::refuse(error);
             }
         }
-        let mut backlog = VecDeque::new();
         for message in wire.backlog {
             let first = message.first_descriptor;
             // An index beyond the table is an error at the first one, so a large number
@@ -199,15 +190,11 @@ impl Incoming {
             let descriptors = (first..first.saturating_add(message.descriptors))
                 .map(codec::take)
                 .collect::<Result<_, E>>()?;
-            backlog.push_back(Encoded {
+            incoming.backlog.push_back(Encoded {
                 bytes: message.message.0,
                 descriptors,
             });
         }
-        Ok(Self {
-            socket,
-            backlog,
-            connections,
-        })
+        Ok(incoming)
     }
 }

@@ -29,9 +29,6 @@ use std::task::ready;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Packets that are taken in one go before other tasks get their turn.
-const BURST: usize = 64;
-
 /// Somebody who waits for an answer.
 pub(crate) trait PendingCall: Send {
     /// The answer's body and descriptors, or why there is none.
@@ -192,17 +189,14 @@ impl Client {
 
     /// Takes answers until the connection is over.
     fn poll(&self, socket: &AsyncFd<Arc<OwnedFd>>, cx: &mut Context<'_>) -> Poll<ReceiveError> {
-        for _ in 0..BURST {
+        loop {
             {
                 let mut state = lock(&self.state);
                 if state.is_over() {
                     return Poll::Ready(ReceiveError::Closed);
                 }
-                if !state
-                    .waker
-                    .as_ref()
-                    .is_some_and(|own| own.will_wake(cx.waker()))
-                {
+                let waker = state.waker.as_ref();
+                if !waker.is_some_and(|own| own.will_wake(cx.waker())) {
                     state.waker = Some(cx.waker().clone());
                 }
             }
@@ -211,7 +205,12 @@ impl Client {
                 Err(error) => return Poll::Ready(error.into()),
             };
             match socket::receive(self.socket.as_fd(), |reply| self.answer(reply)) {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => {
+                    // The caller goes first: its next request leaves before this task
+                    // finds that the socket is empty.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Ok(Err(error)) => return Poll::Ready(error.into()),
                 Err(ReceiveError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     guard.clear_ready();
@@ -219,8 +218,6 @@ impl Client {
                 Err(error) => return Poll::Ready(error),
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
     fn answer(&self, reply: Received<'_>) -> Result<(), WireError> {

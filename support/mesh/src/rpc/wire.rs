@@ -188,7 +188,11 @@ fn originate<O: Message, E: serde::ser::Error>(
     if link.is_none() {
         client.close();
     }
-    let peer = client.peer();
+    let peer = if codec::is_announced(&client) {
+        Ok(None)
+    } else {
+        client.peer()
+    };
     lock(&state.0).remote = Some((Arc::downgrade(&client), id));
     Ok(address(&client, id, peer))
 }
