@@ -6,9 +6,11 @@ use mesh::CancelContext;
 use mesh::CancelReason;
 use mesh::Fd;
 use mesh::Receiver;
+use mesh::RecvError;
 use mesh::Rpc;
 use mesh::RpcError;
 use mesh::Sender;
+use mesh::TrySendError;
 use mesh::channel;
 use mesh::process;
 use mesh::process::Cause;
@@ -18,6 +20,7 @@ use serde::Serialize;
 use std::io::Read;
 use std::io::Seek;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,6 +35,17 @@ enum Request {
     Write(Rpc<Fd, ()>),
     /// Gives the numbers to the sender as they come, until there are no more.
     Forward(Receiver<u64>, Sender<u64>),
+    /// Takes numbers, gives them to the sender, and passes all on to the next worker.
+    Take {
+        numbers: Receiver<u64>,
+        count: u64,
+        to: Sender<u64>,
+        next: Vec<Sender<Request>>,
+    },
+    /// Sends numbers until somebody stops it; each comes with so many bytes.
+    Flood(Sender<(u64, Bytes)>, usize),
+    /// Nothing; the text is a load.
+    Idle(String),
     Die(String),
     Exit(i32),
 }
@@ -44,6 +58,10 @@ struct Parameters {
 fn main() -> ExitCode {
     match std::env::args().next().as_deref() {
         Some("worker") => worker(),
+        Some("uninvited") => match process::invitation::<Parameters>() {
+            Err(process::InvitationError::NotInvited) => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        },
         _ => run_tests(),
     }
 }
@@ -83,6 +101,19 @@ fn worker() -> ExitCode {
                         }
                     });
                 }
+                Request::Take {
+                    numbers,
+                    count,
+                    to,
+                    next,
+                } => take(numbers, count, to, next).await,
+                Request::Flood(to, size) => {
+                    for number in 0.. {
+                        let bytes = Bytes(vec![number as u8; size]);
+                        to.send((number, bytes)).await.expect("a listener");
+                    }
+                }
+                Request::Idle(_) => {}
                 Request::Die(how) => die(&how),
                 Request::Exit(code) => {
                     for line in 0..100 {
@@ -94,6 +125,31 @@ fn worker() -> ExitCode {
         }
     });
     ExitCode::SUCCESS
+}
+
+async fn take(
+    mut numbers: Receiver<u64>,
+    count: u64,
+    to: Sender<u64>,
+    mut next: Vec<Sender<Request>>,
+) {
+    for _ in 0..count {
+        match numbers.recv().await {
+            Ok(number) => to.send(number).await.expect("a listener"),
+            Err(_) => return,
+        }
+    }
+    if next.is_empty() {
+        return;
+    }
+    let worker = next.remove(0);
+    let request = Request::Take {
+        numbers,
+        count,
+        to,
+        next,
+    };
+    worker.send(request).await.expect("the next worker");
 }
 
 fn die(how: &str) {
@@ -261,6 +317,109 @@ async fn both_ends_move_at_once_without_loss() {
     }
 }
 
+/// A receiver wanders through three processes, again and again, while its senders send.
+async fn a_receiver_wanders_through_processes_without_loss() {
+    const HOPS: u64 = 60;
+    const COUNT: u64 = 25;
+    let workers = [start(), start(), start()];
+    let (sender, numbers) = channel();
+    let (to, mut taken) = channel();
+    let mut next: Vec<_> = (1..HOPS)
+        .map(|hop| workers[(hop % 3) as usize].requests.clone())
+        .collect();
+    // The last one takes what is one too many: the end.
+    next.push(workers[0].requests.clone());
+    let first = Request::Take {
+        numbers,
+        count: COUNT,
+        to,
+        next,
+    };
+    workers[0].requests.send(first).await.expect("sent");
+    let send = async {
+        for number in 0..HOPS * COUNT {
+            sender.send(number).await.expect("sent");
+        }
+        drop(sender);
+    };
+    let receive = async {
+        for number in 0..HOPS * COUNT {
+            assert_eq!(taken.recv().await.expect("a number"), number);
+        }
+        assert!(taken.recv().await.is_err());
+    };
+    tokio::join!(send, receive);
+}
+
+async fn a_process_killed_while_it_sends_leaves_whole_messages() {
+    for size in [10, 20_000, 200_000] {
+        let worker = start();
+        let (to, mut flood) = channel();
+        let request = Request::Flood(to, size);
+        worker.requests.send(request).await.expect("sent");
+        let mut expected = 0;
+        let end = loop {
+            match flood.recv().await {
+                Ok((number, bytes)) => {
+                    assert_eq!(number, expected);
+                    assert_eq!(bytes.len(), size);
+                    assert!(bytes.iter().all(|byte| *byte == number as u8));
+                    expected += 1;
+                }
+                Err(error) => break error,
+            }
+            if expected == 50 {
+                worker.child.kill(9).expect("a process");
+            }
+        };
+        assert!(matches!(end, RecvError::Closed), "{end}");
+        assert!(expected >= 50);
+    }
+}
+
+async fn a_process_that_hangs_holds_little_and_nobody() {
+    const SIGSTOP: i32 = 19;
+    const SIGCONT: i32 = 18;
+    for (size, most) in [(100, 1000), (10 << 20, 16)] {
+        let worker = start();
+        worker.child.kill(SIGSTOP).expect("a process");
+        let mut sent = 0;
+        let unsent = loop {
+            let request = Request::Idle("x".repeat(size));
+            match worker.requests.try_send(request) {
+                Ok(()) => sent += 1,
+                Err(TrySendError::Full(unsent)) => break unsent,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert!(sent <= most, "{sent} messages of {size} bytes queued");
+        let context = CancelContext::new().with_timeout(Duration::from_millis(10));
+        let result = worker.requests.call_within(&context, Request::Add, (1, 1));
+        assert!(matches!(result.await, Err(RpcError::Cancelled(_))));
+        worker.child.kill(SIGCONT).expect("a process");
+        worker.requests.send(unsent).await.expect("sent");
+        let sum = worker.requests.call(Request::Add, (1, 1)).await;
+        assert_eq!(sum.expect("a sum"), 2);
+    }
+}
+
+async fn a_program_that_was_not_invited_says_so() {
+    let status = std::process::Command::new("/proc/self/exe")
+        .arg0("uninvited")
+        .stdin(std::process::Stdio::null())
+        .status()
+        .expect("a process");
+    assert!(status.success());
+}
+
+async fn a_program_that_does_not_exist_is_an_error() {
+    let config = ProcessConfig::new("worker").executable("/nonexistent");
+    let (_requests, receiver) = channel();
+    let result = process::launch(config, Parameters { requests: receiver });
+    let error = result.expect_err("no process").to_string();
+    assert!(error.starts_with("worker: starting it: "), "{error}");
+}
+
 /// Runs each as a test of its own name; a first argument filters as usual.
 macro_rules! tests {
     ($($name:ident),* $(,)?) => {
@@ -288,6 +447,11 @@ macro_rules! tests {
 }
 
 tests!(
+    a_receiver_wanders_through_processes_without_loss,
+    a_process_killed_while_it_sends_leaves_whole_messages,
+    a_process_that_hangs_holds_little_and_nobody,
+    a_program_that_was_not_invited_says_so,
+    a_program_that_does_not_exist_is_an_error,
     calls_between_processes_are_answered,
     large_messages_travel_both_ways,
     a_deadline_travels_and_ends_the_call,

@@ -204,7 +204,7 @@ fn try_all(actors: &[&[Step]]) -> u32 {
 fn both_ends_may_cross_three_processes_at_once() {
     let receiver = [Depart, Arrive, Depart, Arrive];
     let sender = [Send, Depart, Arrive, Send, Depart, Arrive, Send];
-    assert_eq!(try_all(&[&receiver, &sender, &[Send, Send]]), 25_740);
+    assert_eq!(try_all(&[&receiver, &sender, &[Send]]), 3_960);
 }
 
 #[test]
