@@ -282,9 +282,10 @@ impl<H: Handler> Connection<H> {
         };
         let all = async { while self.requests.join_next().await.is_some() {} };
         let _ = timeout(patience, all).await;
-        self.link.stream.shutdown(Shutdown::Write);
         if end == End::Stopped {
             // The machine may end with this server: the peer shall have its answers first.
+            // (It is not told of the end before, because then it could not be seen to have
+            // closed its side.)
             let _ = timeout(limits.drain, self.link.stream.hung_up()).await;
         }
     }

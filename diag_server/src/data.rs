@@ -6,7 +6,6 @@ use crate::io::Stream;
 use crate::stats::Held;
 use crate::stats::ServerStats;
 use crate::tasks::Tasks;
-use nix::sys::socket::Shutdown;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -22,7 +22,7 @@ pub(crate) struct DataConnections {
     table: Mutex<Table>,
     most: usize,
     transfer: Duration,
-    linger: Duration,
+    lingering: Lingering,
     stats: Arc<ServerStats>,
     tasks: Arc<Tasks>,
 }
@@ -41,8 +41,17 @@ struct Idle {
 /// A data connection that somebody uses. It counts until it is dropped.
 pub(crate) struct DataConnection {
     stream: Arc<Stream>,
-    linger: Duration,
-    _counted: Held,
+    lingering: Lingering,
+    counted: Held,
+}
+
+/// How connections end.
+#[derive(Clone)]
+struct Lingering {
+    /// How long the peer may take to fetch what it was sent.
+    patience: Duration,
+    /// A permit for each connection that waits for that.
+    permits: Arc<Semaphore>,
 }
 
 impl DataConnections {
@@ -54,7 +63,10 @@ impl DataConnections {
             }),
             most: limits.data_connections,
             transfer: limits.transfer,
-            linger: limits.linger,
+            lingering: Lingering {
+                patience: limits.linger,
+                permits: Arc::new(Semaphore::new(limits.lingering)),
+            },
             stats,
             tasks,
         }
@@ -82,8 +94,8 @@ impl DataConnections {
         let stream = Arc::new(stream);
         let connection = DataConnection {
             stream: stream.clone(),
-            linger: self.linger,
-            _counted: self.stats.data_connections.hold(1),
+            lingering: self.lingering.clone(),
+            counted: self.stats.data_connections.hold(1),
         };
         let this = self.clone();
         let watcher = self.tasks.spawn(async move {
@@ -118,12 +130,19 @@ impl DataConnections {
 }
 
 impl DataConnection {
-    /// Ends the stream to the peer and waits until it has closed the connection, so that
-    /// nothing underway is lost: the vhost-user helper forgets what the peer has not yet
-    /// fetched when this end closes.
+    /// Ends the connection, whose data are all sent, in a way that the peer can still fetch
+    /// them. It makes room for another one at once.
     pub(crate) async fn finish(self) {
-        self.stream.shutdown(Shutdown::Write);
-        let _ = timeout(self.linger, self.stream.hung_up()).await;
+        let Self {
+            stream,
+            lingering,
+            counted,
+        } = self;
+        drop(counted);
+        // If too many wait already, the system must do what it can.
+        if let Ok(_permit) = lingering.permits.try_acquire() {
+            stream.finish(lingering.patience).await;
+        }
     }
 }
 

@@ -43,9 +43,27 @@ const BACKLOG: i32 = 128;
 /// tells when it has.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// When the end of a vsock connection is said again, see [`Stream::finish`].
+const SAY_AGAIN: [Duration; 5] = [
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(9),
+];
+
 /// A listening socket.
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
+    kind: Kind,
+}
+
+/// What a descriptor is, as far as it matters here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Vsock,
+    /// A Unix socket, a pipe, a terminal.
+    Other,
 }
 
 impl Listener {
@@ -57,7 +75,7 @@ impl Listener {
     /// Those of socket, bind and listen.
     pub fn vsock(port: u32) -> io::Result<Self> {
         let address = VsockAddr::new(nix::libc::VMADDR_CID_ANY, port);
-        Self::bind(AddressFamily::Vsock, &address)
+        Self::bind(Kind::Vsock, AddressFamily::Vsock, &address)
     }
 
     /// Listens on a Unix socket at `path`, which must not exist. Must be called within a
@@ -67,16 +85,16 @@ impl Listener {
     ///
     /// Those of socket, bind and listen.
     pub fn unix(path: &Path) -> io::Result<Self> {
-        Self::bind(AddressFamily::Unix, &UnixAddr::new(path)?)
+        Self::bind(Kind::Other, AddressFamily::Unix, &UnixAddr::new(path)?)
     }
 
-    fn bind(family: AddressFamily, address: &dyn SockaddrLike) -> io::Result<Self> {
+    fn bind(kind: Kind, family: AddressFamily, address: &dyn SockaddrLike) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket::socket(family, SockType::Stream, flags, None)?;
         socket::bind(fd.as_raw_fd(), address)?;
         socket::listen(&fd, Backlog::new(BACKLOG)?)?;
         let fd = sys::watched(fd, Interest::READABLE)?;
-        Ok(Self { fd })
+        Ok(Self { fd, kind })
     }
 
     /// The next connection. Only errors of the listener itself are returned.
@@ -84,7 +102,12 @@ impl Listener {
         loop {
             let mut guard = self.fd.readable().await?;
             match sys::accept(&self.fd).and_then(|fd| Stream::new(fd).map_err(errno)) {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => {
+                    return Ok(Stream {
+                        kind: self.kind,
+                        ..stream
+                    });
+                }
                 Err(Errno::EAGAIN) => guard.clear_ready(),
                 Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
                     tracing::warn!(%error, "a connection must wait");
@@ -108,13 +131,17 @@ fn errno(error: io::Error) -> Errno {
 /// A stream of bytes that does not block.
 pub(crate) struct Stream {
     fd: AsyncFd<OwnedFd>,
+    kind: Kind,
 }
 
 impl Stream {
     /// Takes a descriptor, which must not block.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let fd = sys::watched(fd, Interest::READABLE.add(Interest::WRITABLE))?;
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            kind: Kind::Other,
+        })
     }
 
     /// Takes one end of a pipe or terminal and makes it not block.
@@ -188,6 +215,30 @@ impl Stream {
             }
             guard.clear_ready();
         }
+    }
+
+    /// Ends a socket when all is sent, and gives the peer `patience` to fetch it.
+    ///
+    /// The vhost-user helper on plain QEMU knows no end of one direction, only that of the
+    /// connection; and it ignores that, too, while it still has data that its client has
+    /// not fetched. So on vsock the whole is ended, again and again. Whether the peer has
+    /// closed its end cannot be seen then.
+    pub(crate) async fn finish(&self, patience: Duration) {
+        let finish = async {
+            match self.kind {
+                Kind::Vsock => {
+                    for pause in SAY_AGAIN {
+                        self.shutdown(Shutdown::Both);
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                Kind::Other => {
+                    self.shutdown(Shutdown::Write);
+                    self.hung_up().await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(patience, finish).await;
     }
 
     /// Ends one or both directions of a socket.

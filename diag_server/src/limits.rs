@@ -38,8 +38,11 @@ pub struct Limits {
     /// client that has gone looks the same.)
     pub half_closed: Duration,
     /// How long a data connection whose data are all sent is kept for the peer to fetch
-    /// them and close it.
+    /// them and close it. It does not count as a data connection any more.
     pub linger: Duration,
+    /// How many such connections are kept. Another one is closed right away, which can lose
+    /// what its peer has not fetched yet.
+    pub lingering: usize,
     /// How long the server, when it shall end, waits for answers to be delivered.
     pub drain: Duration,
     /// How long after the client's deadline an inspection may still be answered.
@@ -61,7 +64,8 @@ impl Default for Limits {
             exit_codes: 64,
             transfer: Duration::from_secs(30),
             half_closed: Duration::from_secs(5),
-            linger: Duration::from_secs(60),
+            linger: Duration::from_secs(30),
+            lingering: 64,
             drain: Duration::from_millis(500),
             inspect_grace: Duration::from_secs(1),
         }
