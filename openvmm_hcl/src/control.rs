@@ -18,8 +18,12 @@ use crate::requests::StartOptions;
 use crate::state::Paravisor;
 use crate::state::Phase;
 use crate::state::RunningWorker;
+use boot_events::PARAVISOR_PREFIX;
 use boot_events::WORKER_DIED_PREFIX;
 use boot_events::WORKER_READY_PREFIX;
+use kernel_log::FACILITY_PARAVISOR;
+use kernel_log::KernelLog;
+use kernel_log::Level;
 use mesh::Bytes;
 use mesh::Reply;
 use mesh::process::ProcessConfig;
@@ -233,7 +237,7 @@ impl Controller {
                     }
                     state.worker.as_ref().map_or(0, |worker| worker.pid)
                 };
-                tracing::info!("{}{pid}", crate::own(WORKER_READY_PREFIX));
+                event(Level::Info, WORKER_READY_PREFIX, &pid.to_string());
                 if self.after == After::Nothing {
                     self.set_phase(Phase::Started);
                     self.answer(&Ok(()));
@@ -260,11 +264,8 @@ impl Controller {
         };
         if unexpected {
             let pid = worker.map_or(0, |worker| worker.pid);
-            tracing::error!(
-                "{}process {pid}: {}",
-                crate::own(WORKER_DIED_PREFIX),
-                end.describe()
-            );
+            let text = format!("process {pid}: {}", end.describe());
+            event(Level::Error, WORKER_DIED_PREFIX, &text);
             for line in &end.last_lines {
                 tracing::error!("last words of the VM worker: {line}");
             }
@@ -448,6 +449,12 @@ impl Controller {
     fn set_phase(&self, phase: Phase) {
         self.paravisor.state().phase = phase;
     }
+}
+
+/// Logs a line that others wait for, whatever the filter of the log is.
+fn event(level: Level, prefix: &'static str, text: &str) {
+    let log = KernelLog::open(FACILITY_PARAVISOR, PARAVISOR_PREFIX);
+    log.write(level, &format!("{}{text}", crate::own(prefix)));
 }
 
 fn wrong_state(action: &str, phase: Phase) -> Refusal {

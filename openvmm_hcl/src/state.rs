@@ -294,7 +294,7 @@ impl Inspect for Paravisor {
             })
             .child("proc", inspect_processes)
             .child("mesh", |request| self.state().inspect_mesh(request))
-            .child("diag", |request| inspect_diag(&self.diag, request))
+            .field("diag", self.diag.as_ref())
             .child("log", |request| self.inspect_log(request))
             .child("vm", |request| self.inspect_worker(request));
     }
@@ -437,36 +437,6 @@ fn inspect_memory(topology: &Topology, request: Request<'_>) {
                 });
             }
         });
-}
-
-fn inspect_diag(stats: &ServerStats, request: Request<'_>) {
-    let mut response = request.respond();
-    for (name, gauge) in [
-        ("control_connections", &stats.control_connections),
-        ("data_connections", &stats.data_connections),
-        ("requests", &stats.requests),
-        ("request_bytes", &stats.request_bytes),
-        ("processes", &stats.processes),
-    ] {
-        response.field(name, &gauge.get());
-    }
-    for (name, counter) in [
-        (
-            "control_connections_refused",
-            &stats.control_connections_refused,
-        ),
-        ("data_connections_refused", &stats.data_connections_refused),
-        ("data_connections_evicted", &stats.data_connections_evicted),
-        ("succeeded", &stats.succeeded),
-        ("failed", &stats.failed),
-        ("oversized_messages", &stats.oversized_messages),
-        ("ignored_frames", &stats.ignored_frames),
-        ("truncated_messages", &stats.truncated_messages),
-        ("stalled_connections", &stats.stalled_connections),
-        ("lost_log_records", &stats.lost_log_records),
-    ] {
-        response.counter(name, &counter.get());
-    }
 }
 
 fn inspect_shim_log(log: Option<&ShimLog>, request: Request<'_>) {

@@ -2,7 +2,9 @@
 
 mod boot;
 mod command_line;
+mod config;
 mod crash;
 mod image;
 mod tmk;
 mod vsock;
+mod worker;
