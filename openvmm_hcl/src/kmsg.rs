@@ -63,8 +63,7 @@ pub fn for_each(device: &Path, mut each: impl FnMut(Record<'_>)) -> io::Result<(
 
 /// Lines of the log that are milestones: a text of the kernel's or of PID 1's, and its
 /// name in the timeline. The first record with the text counts.
-pub const MILESTONES: [(&str, &str, &str); 6] = [
-    ("linux", "clock_running", "Calibrating delay loop"),
+pub const MILESTONES: [(&str, &str, &str); 5] = [
     ("linux", "cpus_running", "smp: Brought up"),
     ("linux", "initramfs_unpacked", "Freeing initrd memory"),
     ("linux", "runs_init", "Run /underhill_init as init process"),

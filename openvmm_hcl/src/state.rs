@@ -221,6 +221,9 @@ impl Paravisor {
             ns: own_us.saturating_mul(1000),
         };
         let mut state = self.state();
+        // The log's zero. Before it the kernel prints without a time.
+        let zero = clock.ticks_of(tie, 0);
+        state.timeline.add("linux", "clock_starts", zero);
         for (milestone, time_us) in found {
             let (process, name, _) = kmsg::MILESTONES[milestone];
             let ticks = clock.ticks_of(tie, time_us.saturating_mul(1000));

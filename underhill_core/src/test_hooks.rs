@@ -72,8 +72,11 @@ impl Failure {
             },
             Self::Abort => std::process::abort(),
             Self::Segfault => {
-                // As a program without a handler ends by a wrong access.
-                let _ = nix::sys::signal::raise(Signal::SIGSEGV);
+                // The first one only makes the handler of Rust's runtime, which looks for
+                // stack overflows, give way to the default.
+                for _ in 0..2 {
+                    let _ = nix::sys::signal::raise(Signal::SIGSEGV);
+                }
                 std::process::abort()
             }
             Self::Panic => panic!("a test hook asks for it"),

@@ -46,6 +46,10 @@ enum StartError {
 /// Runs the worker until it is stopped or the paravisor process has gone.
 pub fn main() -> ExitCode {
     let started = Stamp::now("started");
+    // The kernel calls it after the file that it was started from, which is `exe`.
+    if let Err(error) = nix::sys::prctl::set_name(c"underhill_vm") {
+        eprintln!("the process keeps its name: {error}");
+    }
     match run(started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

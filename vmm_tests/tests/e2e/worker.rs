@@ -15,8 +15,8 @@ use vsm_host_defs::ExitReason;
 /// Far more than any answer takes, also on a loaded machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Restarts without end, and a watchdog that finds a hang soon.
-const EAGER: &str = "OPENHCL_TEST_HOOKS=1";
+/// Requests exist that make the worker fail.
+const TEST_HOOKS: &str = "OPENHCL_TEST_HOOKS=1";
 
 fn client(vm: &mut TestVm) -> Client {
     vm.expect_ready();
@@ -32,7 +32,7 @@ fn client(vm: &mut TestVm) -> Client {
 /// A machine whose worker fails on request, configured by this JSON.
 fn hooked(config: &str) -> TestVm {
     Scenario::dev()
-        .bootargs(EAGER)
+        .bootargs(TEST_HOOKS)
         .with(|machine| machine.extra(["-fw_cfg".to_owned(), fw_cfg(config)]))
         .vsock()
         .start()
@@ -263,6 +263,16 @@ fn a_worker_that_hangs_does_not_delay_the_end_beyond_its_deadline() {
 }
 
 #[test]
+fn a_request_of_pid_1_ends_the_worker_in_order() {
+    let mut vm = Scenario::dev().bootargs("OPENHCL_SHELL=1").start();
+    vm.expect_ready();
+    vm.type_line("kill -TERM 1");
+    vm.expect(Source::Vtl2, "openvmm_hcl: SIGTERM asks for the end");
+    vm.expect(Source::Vtl2, "openvmm_hcl: VM worker ended: exit code 0");
+    vm.expect_exit(ExitReason::PowerOff);
+}
+
+#[test]
 fn a_release_image_has_no_way_to_fail_on_request() {
     let mut vm = Scenario::release().vsock().start();
     let client = client(&mut vm);
@@ -318,6 +328,7 @@ fn milestones_of_all_processes_are_in_order_on_one_clock() {
     let expected = [
         "openhcl_boot: started",
         "openhcl_boot: starts_kernel",
+        "linux: clock_starts",
         "linux: runs_init",
         "underhill_init: started",
         "openvmm_hcl: started",
