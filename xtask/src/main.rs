@@ -29,6 +29,7 @@ mod packages;
 mod process;
 mod run;
 mod test;
+mod timeline;
 mod toolchain;
 mod ui;
 mod vmm_tests;

@@ -73,6 +73,12 @@ pub(crate) struct Args {
     /// Boot this IGVM file instead of building one.
     #[arg(long, value_name = "FILE")]
     igvm: Option<PathBuf>,
+    /// Configuration of the paravisor, a JSON file; it is checked before the machine starts.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Write when each part of the boot was reached, as one HTML page.
+    #[arg(long, value_name = "FILE.html")]
+    timeline: Option<PathBuf>,
     /// Boot arguments that the host passes on; may be given more than once.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Vec<String>,

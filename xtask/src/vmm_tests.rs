@@ -4,6 +4,7 @@ use crate::artifacts;
 use crate::artifacts::ImageProfile;
 use crate::cache::Cache;
 use crate::cache::lock_file;
+use crate::cargo;
 use crate::cargo::Workspace;
 use crate::vsock;
 use anyhow::Context as _;
@@ -11,6 +12,7 @@ use qemu::Vsock;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::process::Stdio;
 use vmm_tests::ARTIFACTS_VARIABLE;
 use vmm_tests::Artifacts;
 
@@ -71,10 +73,12 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     };
     std::fs::write(&list, serde_json::to_vec_pretty(&artifacts)?)
         .with_context(|| format!("writing {}", list.display()))?;
-    let status = args
-        .command(&workspace.root, &list)
-        .status()
-        .context("starting cargo test")?;
+    let program = build_tests(&workspace.root)?;
+    // The tests, and with them their machines, end with this process, whatever ends it:
+    // which a `cargo test` between the two would not do.
+    let mut tests = qemu::spawn_leashed(args.command(&program, &workspace.root, &list), Vec::new())
+        .with_context(|| format!("starting {}", program.display()))?;
+    let status = tests.wait().context("waiting for the tests")?;
     anyhow::ensure!(
         status.success(),
         "end-to-end tests failed; consoles are in {}",
@@ -83,23 +87,49 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Builds the tests and says where they are.
+fn build_tests(root: &Path) -> anyhow::Result<PathBuf> {
+    let mut command = cargo::cargo(root);
+    command
+        .args(["test", "--no-run", "--locked", "--quiet"])
+        .args(["--package", "vmm_tests", "--features", "e2e"])
+        .args([
+            "--test",
+            "e2e",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = command.output().context("starting cargo test")?;
+    anyhow::ensure!(output.status.success(), "the tests do not build");
+    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo named no test program")
+}
+
+/// The test program among cargo's messages, one JSON object to a line.
+fn executable(messages: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == "e2e")
+            .then(|| Some(PathBuf::from(message["executable"].as_str()?)))?
+    })
+}
+
 impl Args {
-    fn command(&self, root: &Path, artifacts: &Path) -> Command {
+    fn command(&self, program: &Path, root: &Path, artifacts: &Path) -> Command {
         // Two processors emulate two machines without either waiting for the other;
         // more would only make all of them slow.
         let jobs = self.jobs.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, |processors| processors.get())
         });
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
+        let mut command = Command::new(program);
         command
-            .current_dir(root)
+            // Where `cargo test` runs them.
+            .current_dir(root.join("vmm_tests"))
             .env(ARTIFACTS_VARIABLE, artifacts)
             // A failure tells its story in words; the stack of the test adds nothing.
             .env("RUST_BACKTRACE", "0")
-            .args(["test", "--quiet", "--package", "vmm_tests"])
-            .args(["--features", "e2e", "--test", "e2e", "--"])
-            .args(["--test-threads", &jobs.to_string()])
+            .args(["--quiet", "--test-threads", &jobs.to_string()])
             .args(&self.filter);
         if self.list {
             command.arg("--list");
@@ -119,15 +149,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_filter_goes_to_the_tests_and_not_to_cargo() {
+    fn the_filter_goes_to_the_tests() {
         let args = Args {
             filter: Some("boot::".to_owned()),
             jobs: Some(3),
             list: false,
         };
-        let command = args.command(Path::new("."), Path::new("a.json"));
+        let command = args.command(Path::new("e2e"), Path::new("."), Path::new("a.json"));
         let words: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
-        let separator = words.iter().position(|w| *w == "--").unwrap();
-        assert_eq!(words[separator + 1..], ["--test-threads", "3", "boot::"]);
+        assert_eq!(words, ["--quiet", "--test-threads", "3", "boot::"]);
+    }
+
+    #[test]
+    fn the_test_program_is_found_among_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"qemu"},"executable":null}
+not JSON
+{"reason":"compiler-artifact","target":{"name":"e2e"},"executable":"/t/e2e-1"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/e2e-1")));
+        assert_eq!(executable("{}"), None);
     }
 }
