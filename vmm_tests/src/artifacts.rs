@@ -18,6 +18,8 @@ pub struct Artifacts {
     pub release_image: PathBuf,
     /// The image with a shell.
     pub dev_image: PathBuf,
+    /// The image with a shell and the programs of `vsock_peer`.
+    pub test_image: PathBuf,
     /// The release image's parts: the kernel,
     pub vmlinux: PathBuf,
     /// the boot shim,

@@ -40,4 +40,5 @@ pub use reports::Memory;
 pub use reports::Topology;
 pub use scenario::Scenario;
 pub use scenario::TestVm;
+pub use scenario::diag_address;
 pub use tmk_image::TmkImage;

@@ -6,6 +6,8 @@ use crate::Memory;
 use crate::Topology;
 use crate::artifacts::artifacts;
 use boot_events::Event;
+use diag_client::Client;
+use diag_client::VmAddress;
 use qemu::ByteCount;
 use qemu::Exit;
 use qemu::Line;
@@ -15,6 +17,7 @@ use qemu::Source;
 use qemu::Vm;
 use qemu::Vsock;
 use qemu::VsockAddress;
+use std::fs::File;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
@@ -52,6 +55,12 @@ impl Scenario {
     #[track_caller]
     pub fn dev() -> Self {
         Self::image_file(|artifacts| artifacts.dev_image.clone())
+    }
+
+    /// The stack with the image that has a shell and the programs that only tests need.
+    #[track_caller]
+    pub fn test() -> Self {
+        Self::image_file(|artifacts| artifacts.test_image.clone())
     }
 
     /// The stack with an image of the test's own.
@@ -260,6 +269,26 @@ impl TestVm {
         }
     }
 
+    /// A client of the paravisor's diagnostics, once the paravisor is ready.
+    #[track_caller]
+    pub fn diag(&mut self) -> Client {
+        let address = diag_address(&self.vsock());
+        self.expect_ready();
+        match Client::connect_within(address, DEADLINE) {
+            Ok(client) => client,
+            Err(error) => panic!("diagnostics: {error}\n{}", self.vm.report()),
+        }
+    }
+
+    /// Connects to a port that a program in the machine listens on.
+    #[track_caller]
+    pub fn connect(&self, port: u32) -> File {
+        match self.vsock().connect(port) {
+            Ok(stream) => stream,
+            Err(error) => panic!("vsock port {port}: {error}"),
+        }
+    }
+
     /// The machine itself.
     pub fn vm(&mut self) -> &mut Vm {
         &mut self.vm
@@ -281,6 +310,14 @@ impl Drop for TestVm {
             // the tests starts with an empty one.
             let _ = std::fs::remove_dir_all(directory);
         }
+    }
+}
+
+/// The address of a machine's vsock, as clients of the diagnostics write it.
+pub fn diag_address(vsock: &VsockAddress) -> VmAddress {
+    match vsock {
+        VsockAddress::Hybrid(path) => VmAddress::HybridVsock(path.clone()),
+        VsockAddress::Cid(cid) => VmAddress::Vsock(*cid),
     }
 }
 

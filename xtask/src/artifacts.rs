@@ -20,7 +20,7 @@ use std::path::PathBuf;
 /// Debian's static busybox.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Which of the two images is meant.
+/// Which of the images is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum ImageProfile {
     /// What would be delivered: no shell, nothing from outside but the kernel.
@@ -28,6 +28,8 @@ pub(crate) enum ImageProfile {
     Release,
     /// With the busybox layer.
     Dev,
+    /// The same with programs that only tests and benches need.
+    Test,
 }
 
 /// Where the built files are.
@@ -67,13 +69,18 @@ impl ImageProfile {
         match self {
             ImageProfile::Release => "release",
             ImageProfile::Dev => "dev",
+            ImageProfile::Test => "test",
         }
     }
 
     /// The manifest below the checkout.
     pub(crate) fn manifest(self, root: &Path) -> PathBuf {
+        let name = match self {
+            ImageProfile::Release => "release",
+            ImageProfile::Dev | ImageProfile::Test => "dev",
+        };
         root.join("igvm_builder/manifests")
-            .join(format!("openhcl-x64-{}.toml", self.name()))
+            .join(format!("openhcl-x64-{name}.toml"))
     }
 }
 
@@ -106,13 +113,25 @@ pub(crate) fn build(
     // Two runs in one checkout would replace each other's files while they are read.
     let _lock = lock_file(&output.join("lock"))?;
     let programs = workspace.build_programs(&prepared.cache, &prepared.bare_metal)?;
-    let busybox = (profile == ImageProfile::Dev).then(|| PathBuf::from(BUSYBOX));
+    let layers = Layers {
+        busybox: (profile != ImageProfile::Release).then(|| PathBuf::from(BUSYBOX)),
+        extra: match profile {
+            ImageProfile::Test => vec![workspace.build_vsock_peer(&prepared.cache)?],
+            ImageProfile::Release | ImageProfile::Dev => Vec::new(),
+        },
+    };
     let output = output.join(profile.name());
     ui::step("pack the image", |_| {
         pack(
-            prepared, workspace, &programs, profile, manifest, busybox, &output,
+            prepared, workspace, &programs, profile, manifest, layers, &output,
         )
     })
+}
+
+/// What an initrd has beyond that of the release image.
+struct Layers {
+    busybox: Option<PathBuf>,
+    extra: Vec<PathBuf>,
 }
 
 fn pack(
@@ -121,13 +140,14 @@ fn pack(
     programs: &Programs,
     profile: ImageProfile,
     manifest: Option<&Path>,
-    busybox: Option<PathBuf>,
+    layers: Layers,
     output: &Path,
 ) -> anyhow::Result<Artifacts> {
     let initrd = initrd::build(&initrd::Contents {
         binary: programs.user_binary.clone(),
         modules: prepared.kernel.modules.clone(),
-        busybox: busybox.clone(),
+        busybox: layers.busybox.clone(),
+        extra: layers.extra,
     })?;
     let manifest = match manifest {
         Some(path) => path.to_owned(),
@@ -157,7 +177,7 @@ fn pack(
         tmk: keep("tmk", &read(&programs.tmk)?)?,
         vmlinux: prepared.kernel.vmlinux.clone(),
         vmlinux_symbols: prepared.kernel.symbols.clone(),
-        busybox,
+        busybox: layers.busybox,
     })
 }
 

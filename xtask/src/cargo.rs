@@ -75,9 +75,7 @@ impl Workspace {
         bare_metal: &BareMetal,
     ) -> anyhow::Result<Programs> {
         self.build(cache, "build the paravisor binary", |command| {
-            command.args(["--target", USER_TARGET, "--package", "underhill_entry"]);
-            // One file, no dynamic loader. This is also where it may differ from tests.
-            Ok(vec!["-Ctarget-feature=+crt-static".to_owned()])
+            Ok(prepare_user_program(command, "underhill_entry"))
         })?;
         self.build(cache, "build host, shim and test kernel", |command| {
             bare_metal.apply(command, BARE_METAL_TARGET);
@@ -91,12 +89,11 @@ impl Workspace {
                 .into_iter()
                 .collect())
         })?;
-        let program = |target: &str, name: &str| self.target.join(target).join(PROFILE).join(name);
         let programs = Programs {
-            user_binary: program(USER_TARGET, "underhill_entry"),
-            vsm_host: program(BARE_METAL_TARGET, "vsm_host"),
-            openhcl_boot: program(BARE_METAL_TARGET, "openhcl_boot"),
-            tmk: program(BARE_METAL_TARGET, "tmk"),
+            user_binary: self.program(USER_TARGET, "underhill_entry"),
+            vsm_host: self.program(BARE_METAL_TARGET, "vsm_host"),
+            openhcl_boot: self.program(BARE_METAL_TARGET, "openhcl_boot"),
+            tmk: self.program(BARE_METAL_TARGET, "tmk"),
         };
         let Programs {
             user_binary,
@@ -108,6 +105,22 @@ impl Workspace {
             anyhow::ensure!(path.is_file(), "cargo left no {}", path.display());
         }
         Ok(programs)
+    }
+
+    /// Builds the test image's own program. Not together with the paravisor binary, which
+    /// would get the features that this one asks of their common dependencies.
+    pub(crate) fn build_vsock_peer(&self, cache: &Cache) -> anyhow::Result<PathBuf> {
+        const PACKAGE: &str = "vsock_peer";
+        self.build(cache, "build the test image's program", |command| {
+            command.args(["--bin", PACKAGE]);
+            Ok(prepare_user_program(command, PACKAGE))
+        })?;
+        Ok(self.program(USER_TARGET, PACKAGE))
+    }
+
+    /// Where cargo leaves a program.
+    fn program(&self, target: &str, name: &str) -> PathBuf {
+        self.target.join(target).join(PROFILE).join(name)
     }
 
     fn build(
@@ -142,6 +155,12 @@ impl Workspace {
         paths.sort_by_key(|(path, _)| path.as_os_str().len());
         Ok(paths.iter().map(|(from, to)| remap(from, to)).collect())
     }
+}
+
+/// One file, no dynamic loader. This is also where it may differ from tests.
+fn prepare_user_program(command: &mut Command, package: &str) -> Vec<String> {
+    command.args(["--target", USER_TARGET, "--package", package]);
+    vec!["-Ctarget-feature=+crt-static".to_owned()]
 }
 
 fn remap(from: &Path, to: &str) -> String {

@@ -53,6 +53,8 @@ pub(crate) struct Contents {
     pub(crate) modules: Vec<PathBuf>,
     /// A static busybox: only in dev images.
     pub(crate) busybox: Option<PathBuf>,
+    /// More programs for `/bin`: only in the test image.
+    pub(crate) extra: Vec<PathBuf>,
 }
 
 /// Builds the initrd, compressed.
@@ -76,10 +78,7 @@ fn archive(contents: &Contents) -> anyhow::Result<Vec<u8>> {
         archive.symlink(name, &format!("/{BINARY_PATH}"))?;
     }
     for (index, module) in contents.modules.iter().enumerate() {
-        let name = module
-            .file_name()
-            .and_then(|name| name.to_str())
-            .with_context(|| format!("{} has no usable file name", module.display()))?;
+        let name = file_name(module)?;
         // PID 1 loads in the order of names.
         archive.file(&format!("lib/modules/{index:03}-{name}"), &read(module)?)?;
     }
@@ -89,7 +88,17 @@ fn archive(contents: &Contents) -> anyhow::Result<Vec<u8>> {
             archive.symlink(&format!("bin/{applet}"), "/bin/busybox")?;
         }
     }
+    for program in &contents.extra {
+        let name = file_name(program)?;
+        archive.program(&format!("bin/{name}"), &read(program)?)?;
+    }
     archive.finish()
+}
+
+fn file_name(path: &Path) -> anyhow::Result<&str> {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .with_context(|| format!("{} has no usable file name", path.display()))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -186,6 +195,7 @@ mod tests {
             binary: write("openhcl", b"the binary"),
             modules: vec![write("mshv_vtl.ko", b"a module")],
             busybox: busybox.then(|| write("busybox", b"a shell")),
+            extra: Vec::new(),
         }
     }
 
@@ -274,6 +284,7 @@ mod tests {
             binary: PathBuf::from("/nowhere/openhcl"),
             modules: Vec::new(),
             busybox: None,
+            extra: Vec::new(),
         };
         let error = build(&contents).unwrap_err();
         assert!(format!("{error:#}").contains("/nowhere/openhcl"));

@@ -25,6 +25,7 @@ mod fuzz;
 mod igvm;
 mod initrd;
 mod kernel;
+mod ohcldiag;
 mod packages;
 mod process;
 mod run;
@@ -42,6 +43,7 @@ use std::process::ExitCode;
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask run           build the image and boot it
+  cargo xtask ohcldiag      ask a running VM
   cargo xtask test          everything
   cargo xtask doctor        what is missing
   cargo xtask help run      options and examples of one command";
@@ -63,6 +65,8 @@ enum Command {
     Igvm(igvm::Args),
     /// Boots the IGVM image on QEMU.
     Run(run::Args),
+    /// Asks a running paravisor: passes everything on to `ohcldiag`.
+    Ohcldiag(ohcldiag::Args),
     /// Runs the end-to-end tests.
     VmmTests(vmm_tests::Args),
     /// Runs everything that must pass: style, lints, unit tests, guide, image, end-to-end tests.
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Command::BuildIgvm(args) => build_igvm::main(args),
         Command::Igvm(args) => igvm::main(args),
         Command::Run(args) => run::main(args),
+        Command::Ohcldiag(args) => ohcldiag::main(args),
         Command::VmmTests(args) => vmm_tests::main(args),
         // Its last line is the summary, whatever the result is.
         Command::Test(args) => match test::main(args) {

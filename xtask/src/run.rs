@@ -1,13 +1,19 @@
 //! `cargo xtask run`: builds the image and boots it.
 //!
 //! On a terminal it stays until the machine ends; with `--dev` the terminal is VTL2's
-//! console. Anywhere else (a pipe, CI) or with `--exit-after-boot` it asks the paravisor to
-//! end once it has started, and fails unless the machine booted and powered off in order.
+//! console. While it runs, `ohcldiag` finds the VM. Anywhere else (a pipe, CI) or with
+//! `--exit-after-boot` it waits until the paravisor is ready, asks it for an answer and for
+//! the milestones of the boot, tells it to power off, and fails unless all of that went in
+//! order.
 
 use crate::artifacts;
 use crate::artifacts::Artifacts;
 use crate::artifacts::ImageProfile;
+use crate::cache::Cache;
 use crate::cargo::Workspace;
+use crate::run::diag::Answers;
+use crate::timeline::BootTimeline;
+use crate::vsock;
 use anyhow::Context as _;
 use boot_events::Event;
 use qemu::Accel;
@@ -31,6 +37,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use vsm_host_defs::ExitReason;
 
+mod diag;
+mod registered;
 mod terminal;
 
 /// Asks the paravisor to end after it has started.
@@ -50,8 +58,10 @@ Examples:
   cargo xtask run                            boot, show the log and how long each stage took
   cargo xtask run --vps 4 --memory 4G        another machine
   cargo xtask run --dev                      the terminal becomes a shell in VTL2 (Ctrl-] ends)
-  cargo xtask run --exit-after-boot --json   the stages for a program
+  cargo xtask run --exit-after-boot --json   stages, milestones and ping for a program
   cargo xtask run --gdb                      wait for `gdb -ex 'target remote :1234'`
+  cargo xtask run --config vm.json           with a configuration, checked first
+  cargo xtask run --timeline boot.html       the boot as a picture
   cargo xtask run --print-qemu               print QEMU's command line, run nothing";
 
 /// Arguments of this command.
@@ -111,11 +121,22 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     } else {
         ImageProfile::Release
     };
+    let config = args.load_config()?;
     let artifacts = artifacts::ensure(profile)?;
     let qemu = Qemu::find()?;
-    let machine = args.machine(&artifacts, attended);
+    let vsock = vsock::ensure(&Cache::open()?)?;
+    // Whoever switches the diagnostics off wants to see a machine without.
+    let diag = *config.diag.enabled;
+    let machine = args.machine(&artifacts, attended, diag);
+    let machine = machine.vsock(vsock.clone());
 
     if args.print_qemu {
+        if let Some(command) = vsock.printed_command() {
+            println!(
+                "# first, in another terminal:\n# {}\n",
+                command.replace('\n', "\n# ")
+            );
+        }
         println!(
             "{}",
             machine.command_line(&qemu, Wiring::Terminal)?.shell_text()
@@ -126,16 +147,42 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         Some(directory) => (directory.clone(), None),
         None => free_directory(&Workspace::current()?.target)?,
     };
+    let run = Run {
+        machine: &machine,
+        qemu: &qemu,
+        consoles: &consoles,
+        image: args.igvm.as_deref().unwrap_or(&artifacts.igvm),
+        name: match config.name.origin {
+            openhcl_config::Origin::Default => None,
+            _ => Some(config.name.value.clone()),
+        },
+        timeline: args.timeline.as_deref(),
+        diag,
+    };
     if attended {
-        terminal::run(&machine, &qemu, &consoles, args.dev)
+        terminal::run(&run, args.dev)
     } else {
         let deadline = match args.gdb {
             // Whoever debugs takes the time that it takes.
             Some(_) => DEBUGGING_DEADLINE,
             None => DEADLINE,
         };
-        unattended(&machine, &qemu, &consoles, args.json, deadline)
+        run.unattended(args.json, deadline)
     }
+}
+
+/// One run of a machine.
+struct Run<'a> {
+    machine: &'a Machine,
+    qemu: &'a Qemu,
+    consoles: &'a Path,
+    image: &'a Path,
+    /// The VM's name, if its configuration has one.
+    name: Option<String>,
+    /// Where the picture of the boot goes.
+    timeline: Option<&'a Path>,
+    /// The paravisor answers.
+    diag: bool,
 }
 
 /// A directory for consoles that no other run uses: `run`, `run-2`, and so on. It is free
@@ -160,7 +207,42 @@ fn free_directory(target: &Path) -> anyhow::Result<(PathBuf, Option<File>)> {
 }
 
 impl Args {
-    fn machine(&self, artifacts: &Artifacts, attended: bool) -> Machine {
+    /// The configuration as the paravisor will have it. One that the paravisor would refuse
+    /// is refused here, with the same words.
+    fn load_config(&self) -> anyhow::Result<openhcl_config::Config> {
+        let file = match &self.config {
+            Some(path) => Some(
+                std::fs::read(path).with_context(|| format!("configuration {}", path.display()))?,
+            ),
+            None => None,
+        };
+        let sources = openhcl_config::Sources {
+            file: file.as_deref(),
+            host_is_trusted: true,
+            // Of another image nobody knows what it permits.
+            development_image: self.dev || self.igvm.is_some(),
+        };
+        let loaded = openhcl_config::Config::load(sources, self.options());
+        match (&self.config, loaded) {
+            (_, Ok(loaded)) => Ok(loaded.config),
+            (Some(path), Err(error)) => {
+                Err(error).with_context(|| format!("configuration {}", path.display()))
+            }
+            (None, Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// What the boot arguments will be in the paravisor's environment.
+    fn options(&self) -> impl Iterator<Item = (String, String)> {
+        let words = self.append.iter().flat_map(|text| text.split_whitespace());
+        let pair = |word: &str| {
+            let (name, value) = word.split_once('=')?;
+            Some((name.to_owned(), value.to_owned()))
+        };
+        words.filter_map(pair)
+    }
+
+    fn machine(&self, artifacts: &Artifacts, attended: bool, diag: bool) -> Machine {
         let image = self.igvm.as_ref().unwrap_or(&artifacts.igvm);
         let mut machine = Machine::vsm(&artifacts.vsm_host, image)
             .vps(self.vps)
@@ -173,11 +255,15 @@ impl Args {
             machine = machine.gdb(Gdb { port, freeze: true });
         }
         // A person who wants the command wants the machine to stay.
-        if !attended && !self.print_qemu {
+        let stays = attended || self.print_qemu;
+        if !stays && !diag {
             machine = machine.bootarg(EXIT_AFTER_BOOT);
         }
-        if self.dev && (attended || self.print_qemu) {
+        if self.dev && stays {
             machine = machine.bootarg(SHELL);
+        }
+        if let Some(path) = &self.config {
+            machine = machine.config(path);
         }
         for text in &self.append {
             machine = machine.bootarg(text.clone());
@@ -186,50 +272,93 @@ impl Args {
     }
 }
 
-/// Boots, waits for the orderly end and reports.
-fn unattended(
-    machine: &Machine,
-    qemu: &Qemu,
-    consoles: &Path,
-    json: bool,
-    deadline: Duration,
-) -> anyhow::Result<()> {
-    let mut vm = machine.start_with_echo(qemu, consoles, |_| {
-        (!json).then(|| Box::new(std::io::stdout()) as qemu::Echo)
-    })?;
-    let exit = vm.wait_exit(deadline)?;
-    let timeline = Timeline::of(&vm);
-    let mut stdout = std::io::stdout().lock();
-    if json {
-        let report = json!({
-            "exit": exit.to_string(),
-            "stages": timeline.stages,
-            "topology": event_json(&vm, |event| match event {
-                Event::Topology(json) => Some(json),
-                _ => None,
-            }),
-            "memory": event_json(&vm, |event| match event {
-                Event::Memory(json) => Some(json),
-                _ => None,
-            }),
-            "consoles": consoles,
-        });
-        writeln!(stdout, "{report:#}")?;
-    } else {
-        writeln!(stdout, "\n{timeline}")?;
-        writeln!(stdout, "{exit}; consoles are in {}", consoles.display())?;
+impl Run<'_> {
+    /// Boots, asks, powers off and reports.
+    fn unattended(&self, json: bool, deadline: Duration) -> anyhow::Result<()> {
+        let mut vm = self
+            .machine
+            .start_with_echo(self.qemu, self.consoles, |_| {
+                (!json).then(|| Box::new(std::io::stdout()) as qemu::Echo)
+            })?;
+        vm.wait_for_text(Source::Vtl2, boot_events::READY, deadline)?;
+        let answers = match self.diag {
+            true => {
+                let answers = diag::ask(&vm)
+                    .with_context(|| format!("the paravisor is ready, but\n{}", vm.report()))?;
+                self.write_timeline(&answers.timeline)?;
+                answers.client.power_off()?;
+                Some(answers)
+            }
+            false => None,
+        };
+        let exit = vm.wait_exit(deadline)?;
+        let report = Report {
+            exit,
+            stages: Timeline::of(&vm),
+            answers,
+        };
+        report.print(&vm, json)?;
+        anyhow::ensure!(
+            exit == Exit::Host(ExitReason::PowerOff),
+            "{exit}, expected an orderly power-off\n{}",
+            vm.report()
+        );
+        Ok(())
     }
-    anyhow::ensure!(
-        exit == Exit::Host(ExitReason::PowerOff),
-        "{exit}, expected an orderly power-off\n{}",
-        vm.report()
-    );
-    anyhow::ensure!(
-        timeline.stage(qemu::StageName::Usermode).is_some(),
-        "the machine powered off before the paravisor was ready\n{}",
-        vm.report()
-    );
-    Ok(())
+
+    fn write_timeline(&self, timeline: &BootTimeline) -> anyhow::Result<()> {
+        let Some(path) = self.timeline else {
+            return Ok(());
+        };
+        let image = self.image.display();
+        let page = timeline.to_html(&format!("Boot of {image}"));
+        std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+/// What an unattended run has to say.
+struct Report {
+    exit: Exit,
+    stages: Timeline,
+    answers: Option<Answers>,
+}
+
+impl Report {
+    fn print(&self, vm: &Vm, json: bool) -> anyhow::Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        let answers = self.answers.as_ref();
+        if json {
+            let report = json!({
+                "exit": self.exit.to_string(),
+                "stages": self.stages.stages,
+                "milestones": answers.map(|answers| &answers.timeline.milestones),
+                "ping": answers.map(|answers| answers.ping),
+                "topology": event_json(vm, |event| match event {
+                    Event::Topology(json) => Some(json),
+                    _ => None,
+                }),
+                "memory": event_json(vm, |event| match event {
+                    Event::Memory(json) => Some(json),
+                    _ => None,
+                }),
+                "consoles": vm.directory(),
+            });
+            writeln!(stdout, "{report:#}")?;
+            return Ok(());
+        }
+        writeln!(stdout, "\n{}", self.stages)?;
+        if let Some(answers) = answers {
+            writeln!(stdout, "{}\n{}", answers.timeline, answers.ping)?;
+        }
+        let consoles = vm.directory().display();
+        writeln!(stdout, "{}; consoles are in {consoles}", self.exit)?;
+        Ok(())
+    }
+}
+
+/// Milliseconds, to the microsecond.
+pub(crate) fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The JSON that VTL2 logged in a line of its own; null if it did not.
@@ -268,6 +397,29 @@ mod tests {
         assert_eq!(args.vtl2_memory, Some(ByteCount::mib(128)));
         assert_eq!(args.gdb, Some(1234));
         assert_eq!(args.append, ["a=1", "-b"]);
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_refused_before_anything_is_built() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.json");
+        let load = |text: &str, more: &str| {
+            std::fs::write(&path, text).unwrap();
+            args(&format!("--config {} {more}", path.display())).load_config()
+        };
+        load(r#"{"version": 1, "diag": {"enabled": false}}"#, "").unwrap();
+        let error = load(r#"{"version": 1, "dig": {}}"#, "").unwrap_err();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("vm.json") && error.contains("dig"),
+            "{error}"
+        );
+        let hooks = r#"{"version": 1, "test_hooks": true}"#;
+        load(hooks, "").unwrap_err();
+        load(hooks, "--dev").unwrap();
+        args("--config /nonexistent.json")
+            .load_config()
+            .unwrap_err();
     }
 
     #[test]

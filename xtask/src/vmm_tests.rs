@@ -43,6 +43,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let directory = workspace.target.join("vmm_tests");
     let release = artifacts::ensure(ImageProfile::Release)?;
     let dev = artifacts::ensure(ImageProfile::Dev)?;
+    let test = artifacts::ensure(ImageProfile::Test)?;
     // Two runs in one checkout would remove each other's consoles.
     let _lock = lock_file(&directory.join("lock"))?;
     let consoles = directory.join("consoles");
@@ -61,6 +62,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         vsm_host: release.vsm_host,
         release_image: release.igvm,
         dev_image: dev.igvm,
+        test_image: test.igvm,
         vmlinux: release.vmlinux,
         openhcl_boot: release.openhcl_boot,
         initrd: release.initrd,

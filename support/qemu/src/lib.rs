@@ -48,7 +48,6 @@ pub use console::Source;
 pub use exit::Exit;
 pub use leash::spawn_leashed;
 pub use machine::Accel;
-pub use machine::CONFIG_FILE;
 pub use machine::Gdb;
 pub use machine::MAX_VPS;
 pub use machine::Machine;

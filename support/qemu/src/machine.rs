@@ -9,6 +9,7 @@ use crate::Wiring;
 use crate::vsock::GUEST_CID;
 use crate::vsock::PRINTED_SOCKETS;
 use crate::vsock::VHOST_SOCKET;
+use openhcl_config::FW_CFG_FILE;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -24,9 +25,6 @@ use vsm_host_defs::OPTION_VTL2_MEMORY;
 /// The most VPs that a machine can have: xAPIC ids are 8 bits wide, 255 means everyone,
 /// and one id belongs to the parked vCPU.
 pub const MAX_VPS: u32 = 254;
-
-/// The fw_cfg file that the paravisor takes its configuration from.
-pub const CONFIG_FILE: &str = "opt/openhcl/config";
 
 /// What the machine boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -291,7 +289,7 @@ impl Machine {
         if let Some(path) = &self.config {
             // Within an option's value a comma ends it, and two are one.
             let path = text(path)?.replace(',', ",,");
-            line.option("-fw_cfg", format!("name={CONFIG_FILE},file={path}"));
+            line.option("-fw_cfg", format!("name={FW_CFG_FILE},file={path}"));
         }
 
         self.consoles(&mut line, wiring);

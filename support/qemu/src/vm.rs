@@ -169,6 +169,11 @@ impl Vm {
         self.vsock.as_ref()
     }
 
+    /// Time since the start of QEMU.
+    pub fn elapsed(&self) -> Duration {
+        self.board.started.elapsed()
+    }
+
     /// Process id of QEMU.
     pub fn process_id(&self) -> u32 {
         self.child.id()

@@ -29,11 +29,17 @@ use crate::StartError;
 use crate::leash::spawn_leashed;
 use crate::private_dir::PrivateDirectory;
 use crate::private_dir::SOCKET_PATH_MAX;
+use nix::sys::socket;
+use nix::sys::socket::AddressFamily;
+use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockType;
+use nix::sys::socket::VsockAddr;
 use std::fs::File;
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::path::PathBuf;
@@ -64,6 +70,9 @@ const START_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Pause between two attempts to connect.
 const START_RETRY: Duration = Duration::from_millis(1);
+
+/// The answer to `CONNECT port` is `OK` and a port.
+const MAX_ANSWER: usize = 32;
 
 /// Names of the sockets below the machine's private directory.
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
@@ -113,14 +122,7 @@ impl Vsock {
             .read(true)
             .write(true)
             .open("/dev/vhost-vsock");
-        device.is_ok()
-            && nix::sys::socket::socket(
-                nix::sys::socket::AddressFamily::Vsock,
-                nix::sys::socket::SockType::Stream,
-                nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-                None,
-            )
-            .is_ok()
+        device.is_ok() && vsock_socket().is_ok()
     }
 
     /// What a person runs before the command line for [`Wiring::Terminal`](crate::Wiring),
@@ -148,6 +150,51 @@ impl Vsock {
         );
         Some(line)
     }
+}
+
+impl VsockAddress {
+    /// Connects to a port that a program in the machine listens on.
+    pub fn connect(&self, port: u32) -> io::Result<File> {
+        match self {
+            Self::Hybrid(path) => {
+                let mut stream = UnixStream::connect(path)?;
+                stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+                // Byte by byte: what follows the line belongs to the caller.
+                let mut answer = Vec::new();
+                while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
+                    let mut byte = [0];
+                    if io::Read::read(&mut stream, &mut byte)? == 0 {
+                        return Err(io::ErrorKind::ConnectionRefused.into());
+                    }
+                    answer.push(byte[0]);
+                }
+                match answer.starts_with(b"OK ") {
+                    true => Ok(File::from(OwnedFd::from(stream))),
+                    false => Err(io::Error::other(format!(
+                        "the answer to CONNECT is {:?}, expected OK",
+                        String::from_utf8_lossy(&answer)
+                    ))),
+                }
+            }
+            Self::Cid(cid) => {
+                let socket = vsock_socket()?;
+                socket::connect(
+                    std::os::fd::AsRawFd::as_raw_fd(&socket),
+                    &VsockAddr::new(*cid, port),
+                )?;
+                Ok(File::from(socket))
+            }
+        }
+    }
+}
+
+fn vsock_socket() -> nix::Result<OwnedFd> {
+    socket::socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
 }
 
 impl VsockEnd {

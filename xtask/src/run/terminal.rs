@@ -1,17 +1,18 @@
 //! A person at a terminal: shows both consoles, and types on VTL2's.
 
+use crate::run::Run;
+use crate::run::diag;
+use diag_client::registry::Registration;
 use nix::sys::termios;
 use nix::sys::termios::LocalFlags;
 use nix::sys::termios::SetArg;
 use nix::sys::termios::SpecialCharacterIndices;
 use nix::sys::termios::Termios;
-use qemu::Machine;
-use qemu::Qemu;
 use qemu::Source;
 use qemu::Timeline;
+use qemu::Vm;
 use std::io::Read as _;
 use std::io::Write;
-use std::path::Path;
 use std::sync::mpsc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -26,6 +27,15 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long QEMU may take to go after it has closed its consoles.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Commands that are worth a try.
+const COMMANDS: [&str; 5] = [
+    "inspect",
+    "kmsg --follow",
+    "boot-timeline",
+    "restart",
+    "power-off",
+];
+
 /// What can happen while a person watches.
 enum Happening {
     Typed(Vec<u8>),
@@ -33,14 +43,10 @@ enum Happening {
 }
 
 /// Boots and stays until the machine ends or the person ends it.
-pub(crate) fn run(
-    machine: &Machine,
-    qemu: &Qemu,
-    consoles: &Path,
-    typing: bool,
-) -> anyhow::Result<()> {
+pub(super) fn run(run: &Run<'_>, typing: bool) -> anyhow::Result<()> {
     let (sender, happenings) = mpsc::channel();
-    let mut vm = machine.start_with_echo(qemu, consoles, |source| {
+    let consoles = run.consoles;
+    let mut vm = run.machine.start_with_echo(run.qemu, consoles, |source| {
         Some(Box::new(Screen {
             // The host's log is the one that ends last.
             ended: (source == Source::Host).then(|| sender.clone()),
@@ -49,12 +55,18 @@ pub(crate) fn run(
 
     let booted = vm.wait_for_text(Source::Vtl2, boot_events::READY, BOOT_PATIENCE);
     eprintln!("\n{}", Timeline::of(&vm));
-    match &booted {
-        Ok(_) if typing => {
-            eprintln!("The terminal is VTL2's console now. Ctrl-] ends the machine.")
+    // Left in the list for as long as this function runs.
+    let _registered = match &booted {
+        Ok(_) if run.diag => show_diagnostics(run, &vm),
+        Ok(_) => None,
+        Err(error) => {
+            eprintln!("{error}");
+            None
         }
-        Ok(_) => eprintln!("Ctrl-C ends the machine."),
-        Err(error) => eprintln!("{error}"),
+    };
+    match typing {
+        true => eprintln!("The terminal is VTL2's console now. Ctrl-] ends the machine."),
+        false => eprintln!("Ctrl-C ends the machine."),
     }
 
     let raw = typing.then(RawTerminal::enter).transpose()?;
@@ -85,6 +97,26 @@ pub(crate) fn run(
         println!("\n{exit}; consoles are in {}", consoles.display());
     }
     Ok(())
+}
+
+/// Asks the paravisor what an unattended run asks, and says what a person can ask.
+fn show_diagnostics(run: &Run<'_>, vm: &Vm) -> Option<Registration> {
+    match diag::ask(vm) {
+        Ok(answers) => {
+            eprintln!("{}\n{}\n", answers.timeline, answers.ping);
+            if let Err(error) = run.write_timeline(&answers.timeline) {
+                eprintln!("{error:#}");
+            }
+        }
+        Err(error) => eprintln!("the paravisor does not answer: {error:#}"),
+    }
+    let registered = run.register(vm)?;
+    eprintln!("This VM is {:?}. In another terminal:", run.vm_name());
+    for command in COMMANDS {
+        eprintln!("  cargo xtask ohcldiag {command}");
+    }
+    eprintln!();
+    Some(registered)
 }
 
 fn read_keys(sender: &Sender<Happening>) {

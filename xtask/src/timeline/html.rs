@@ -6,7 +6,7 @@
 
 use super::BootTimeline;
 use super::Milestone;
-use super::ms;
+use crate::run::ms;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -116,10 +116,10 @@ impl Panel {
         while tick * step <= ms(self.to) {
             let value = tick * step;
             let x = self.x(value);
-            let _ = write!(
+            let _ = writeln!(
                 page,
                 "<line class=\"grid\" x1=\"{x:.1}\" y1=\"0\" x2=\"{x:.1}\" y2=\"{bottom}\"/>\
-                 <text class=\"tick\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{value}</text>\n",
+                 <text class=\"tick\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{value}</text>",
                 bottom + 16.0
             );
             tick += 1.0;

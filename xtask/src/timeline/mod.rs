@@ -11,6 +11,7 @@
 
 mod html;
 
+use crate::run::ms;
 use boot_events::Event;
 use qemu::Line;
 use qemu::StageName;
@@ -227,11 +228,6 @@ fn short(name: &str) -> String {
         text.push('…');
     }
     text
-}
-
-/// Milliseconds, to the microsecond.
-pub(crate) fn ms(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn as_ms<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
