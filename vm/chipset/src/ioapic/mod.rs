@@ -16,6 +16,8 @@
 //! so that both agree. There is no APIC bus to arbitrate.
 
 mod redirection;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

@@ -18,6 +18,8 @@
 
 mod registers;
 mod saved;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

@@ -183,3 +183,32 @@ fn fifo(
     }
     Ok(bytes.iter().copied().collect())
 }
+
+/// States that no UART saves, each with the field that is wrong.
+#[cfg(test)]
+pub(super) fn broken_states(uart: &Uart) -> Vec<(&'static str, SavedState)> {
+    let good: State = uart.save_state().open(VERSION).expect("saved just now");
+    let broken = |change: fn(&mut State)| {
+        let mut state = good.clone();
+        change(&mut state);
+        SavedState::new(VERSION, &state)
+    };
+    vec![
+        ("version", SavedState::new(VERSION + 1, &good)),
+        ("version", SavedState::new(0, &good)),
+        ("trigger", broken(|s| s.trigger = 2)),
+        ("divisor", broken(|s| s.divisor = 0x1_0000)),
+        ("scratch", broken(|s| s.scratch = 0x100)),
+        ("modem_inputs", broken(|s| s.modem_inputs = u32::MAX)),
+        ("receive", broken(|s| s.receive = vec![0; 17])),
+        ("receive_errors", broken(|s| s.receive_errors = vec![0])),
+        ("transmit", broken(|s| s.transmit = vec![0; 17])),
+        (
+            "transmit",
+            broken(|s| {
+                s.fifo_enabled = false;
+                s.transmit = vec![0; 2];
+            }),
+        ),
+    ]
+}
