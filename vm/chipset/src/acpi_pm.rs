@@ -12,6 +12,9 @@
 //! wake-up (flags SLP_BUTTON and FIX_RTC set); GPE0_BLK_LEN = 0, for no event needs a
 //! general-purpose one, and without a block there is nothing to emulate.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,6 +9,9 @@
 //!
 //! A20 is always open. Its bits in the output port and in port 0x92 are kept.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::Arc;
 

@@ -4,6 +4,9 @@
 //! Without functions every configuration register reads as all ones, which is "no device".
 //! Functions are attached before the machine runs.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;

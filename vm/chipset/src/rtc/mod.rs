@@ -20,6 +20,8 @@ mod calendar;
 mod interrupts;
 mod registers;
 mod saved;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

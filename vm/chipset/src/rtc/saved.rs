@@ -153,3 +153,33 @@ fn array<const N: usize>(field: &'static str, bytes: &[u8]) -> Result<[u8; N], R
         expected: "all bytes of the registers",
     })
 }
+
+/// States that no clock saves, each with the field that is wrong.
+#[cfg(test)]
+pub(super) fn broken_states(rtc: &Rtc) -> Vec<(&'static str, SavedState)> {
+    let good: State = rtc.save_state().open(VERSION).expect("saved just now");
+    let broken = |change: fn(&mut State)| {
+        let mut state = good.clone();
+        change(&mut state);
+        SavedState::new(VERSION, &state)
+    };
+    vec![
+        ("version", SavedState::new(VERSION + 1, &good)),
+        ("index", broken(|s| s.index = 256)),
+        ("flags", broken(|s| s.flags = 256)),
+        ("alarm", broken(|s| s.alarm = vec![0; 2])),
+        ("ram", broken(|s| s.ram = vec![0; 129])),
+        ("held", broken(|s| s.held = Some(vec![0; 8]))),
+        ("held", broken(|s| s.control_b |= 0x80)),
+        (
+            "held",
+            broken(|s| {
+                s.control_b |= 0x80;
+                s.held = Some(vec![0; 7]);
+            }),
+        ),
+        ("offset_s", broken(|s| s.offset_s = i64::MIN)),
+        ("offset_s", broken(|s| s.offset_ns = 1_000_000_000)),
+        ("seen_s", broken(|s| s.seen_s = i64::MAX)),
+    ]
+}

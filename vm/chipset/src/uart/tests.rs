@@ -302,6 +302,8 @@ fn out2_gates_the_line_and_loopback_closes_the_gate() {
 
 #[test]
 fn modem_lines_show_their_changes_until_msr_is_read() {
+    type Change = fn(&mut ModemInputs);
+
     // MSR: DCTS, DDSR, DDCD for any change; TERI for the end of a ring only.
     let mut uart = Fixture::new();
     let mut lines = ModemInputs::CONNECTED;
@@ -312,7 +314,7 @@ fn modem_lines_show_their_changes_until_msr_is_read() {
     uart.uart.set_modem_inputs(lines);
     assert_eq!(uart.read(MSR), 0xb4);
     assert_eq!(uart.read(MSR), 0xb0);
-    let changes: [(fn(&mut ModemInputs), u8); 3] = [
+    let changes: [(Change, u8); 3] = [
         (|lines| lines.cts = false, 0xa1),
         (|lines| lines.dsr = false, 0x82),
         (|lines| lines.dcd = false, 0x08),
