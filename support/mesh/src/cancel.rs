@@ -55,6 +55,9 @@ impl CancelContext {
         let mut children = lock(&self.node.children);
         if children.len() == children.capacity() {
             children.retain(|child| child.strong_count() > 0);
+            // Space for as many again, so that the next search pays off.
+            let live = children.len();
+            children.reserve(live + 1);
         }
         children.push(Arc::downgrade(&node));
         drop(children);

@@ -35,6 +35,7 @@ use crate::connection::Connections;
 use crate::link::Link;
 use crate::message::Message;
 use crate::socket;
+use crate::wire::MESSAGE_MAX;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -53,13 +54,16 @@ pub fn channel<T: Message>() -> (Sender<T>, Receiver<T>) {
     channel_with_capacity(DEFAULT_CAPACITY)
 }
 
+/// Most messages in a queue inside a process, and most that a receiver takes along.
+pub const CAPACITY_MAX: usize = 64 * 1024;
+
 /// Makes a channel whose queue inside the process has at most `capacity` messages, at
-/// least one. Between processes the socket's queue is the limit: some 200 KiB of
+/// least one and at most [`CAPACITY_MAX`]. Between processes the socket's queue is the limit: some 200 KiB of
 /// packets, the kernel's costs included.
 pub fn channel_with_capacity<T: Message>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared(Mutex::new(State {
         senders: 1,
-        capacity: capacity.max(1),
+        capacity: capacity.clamp(1, CAPACITY_MAX),
         ..State::new()
     })));
     (Sender::local(shared.clone()), Receiver::new(shared))
@@ -78,6 +82,8 @@ struct State<T> {
     /// Senders in this process that use the queue.
     senders: usize,
     place: Place,
+    /// Most bytes of a message from elsewhere.
+    message_max: usize,
     /// The writing end of the socket, while `senders` is not 0.
     link: Option<Arc<Link>>,
     /// The reading end, while the receiver is here and not just reading it.
@@ -101,6 +107,8 @@ struct Incoming {
     /// Encoded messages that go before those of the socket.
     backlog: VecDeque<Encoded>,
     connections: Connections,
+    /// Most bytes of a message.
+    message_max: usize,
     /// [`Incoming::refuse_all`] for the channel's type of messages.
     refuse_all: fn(Incoming),
 }
@@ -132,6 +140,7 @@ impl<T> State<T> {
             queue_turn: true,
             senders: 0,
             place: Place::Here,
+            message_max: MESSAGE_MAX,
             link: None,
             incoming: None,
             receiver_waker: None,
@@ -150,7 +159,10 @@ impl<T> State<T> {
         let (receiving, sending) = socket::pair()?;
         let link = Link::new(sending);
         self.link = Some(link.clone());
-        self.incoming = Some(Incoming::new::<T>(receiving));
+        self.incoming = Some(Incoming {
+            message_max: self.message_max,
+            ..Incoming::new::<T>(receiving)
+        });
         Ok(link)
     }
 

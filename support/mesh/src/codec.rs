@@ -22,6 +22,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use thiserror::Error;
 
+/// Space for a message to start with, in bytes: most are small.
+const INITIAL_CAPACITY: usize = 256;
+
 /// Why a message could not be encoded.
 #[derive(Debug, Error)]
 pub enum EncodeError {
@@ -148,7 +151,9 @@ pub(crate) fn encode<T: Message>(
         });
     });
     let scope = Scope;
-    let result = postcard::to_extend(message, vec![0; prefix]);
+    let mut bytes = Vec::with_capacity(INITIAL_CAPACITY);
+    bytes.resize(prefix, 0);
+    let result = postcard::to_extend(message, bytes);
     let table = ENCODING.with_borrow_mut(|stack| stack.pop());
     std::mem::forget(scope);
     let Some(table) = table else {

@@ -227,7 +227,7 @@ pub fn invitation<P: Message>() -> Result<P, InvitationError> {
     }
     let invitation = stdin.as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?).map_err(io::Error::from)?;
-    let received = socket::receive(invitation.as_fd(), |received| {
+    let received = socket::receive(invitation.as_fd(), wire::MESSAGE_MAX, |received| {
         if received.kind != wire::Kind::Message {
             return Err(DecodeError::Wire(WireError::Kind {
                 kind: received.kind as u8,

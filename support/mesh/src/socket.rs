@@ -3,6 +3,7 @@
 //! Nothing here waits: a call that would have to is `WouldBlock`, whatever the mode of
 //! the descriptor is, because its other holders may have changed it.
 
+use crate::stats::COUNTERS;
 use crate::wire::DESCRIPTORS_MAX;
 use crate::wire::HEADER_LEN;
 use crate::wire::Header;
@@ -135,40 +136,68 @@ pub(crate) fn send(fd: BorrowedFd<'_>, packet: &Packet) -> io::Result<()> {
     let parts = [IoSlice::new(&packet.bytes)];
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     let sent = rustix::io::retry_on_intr(|| rustix::net::sendmsg(fd, &parts, &mut control, flags))?;
-    if sent == packet.bytes.len() {
-        Ok(())
-    } else {
-        Err(io::Error::from(io::ErrorKind::WriteZero))
+    if sent != packet.bytes.len() {
+        return Err(io::Error::from(io::ErrorKind::WriteZero));
     }
+    COUNTERS.packets_sent.add(1);
+    COUNTERS.bytes_sent.add(packet.message_length as u64);
+    if packet.message_length > INLINE_MAX {
+        COUNTERS.large_messages.add(1);
+    }
+    Ok(())
 }
 
-/// Takes the next packet and passes it to `then`; its bytes are not copied unless the
-/// message is large. `then` must not receive.
+/// Takes the next packet, of a message of at most `max` bytes, and passes it to `then`.
+/// Its bytes are not copied unless the message is large.
 pub(crate) fn receive<R>(
     fd: BorrowedFd<'_>,
+    max: usize,
     then: impl FnOnce(Received<'_>) -> R,
 ) -> Result<R, ReceiveError> {
-    BUFFER.with_borrow_mut(|buffer| {
+    // Taken out, not borrowed: what `then` decodes and drops may be a receiver, which
+    // receives a last time.
+    let mut buffer = BUFFER.take();
+    if buffer.is_empty() {
         // One byte more tells a packet that is too long from one that just fits.
-        buffer.resize(PACKET_MAX + 1, 0);
-        let (length, descriptors) = receive_raw(fd, buffer)?;
-        let (header, body) = Header::parse(&buffer[..length], descriptors.len())?;
-        let (body, descriptors) = if header.large {
-            let mut descriptors = descriptors;
-            let memory = descriptors.pop().ok_or(WireError::Descriptors {
-                expected: 1,
-                received: 0,
-            })?;
-            (Cow::Owned(join(body, &memory, header.length)?), descriptors)
-        } else {
-            (Cow::Borrowed(body), descriptors)
-        };
-        Ok(then(Received {
-            kind: header.kind,
-            body,
-            descriptors,
-        }))
-    })
+        buffer = vec![0; PACKET_MAX + 1];
+    }
+    let result = receive_into(fd, max, &mut buffer, then);
+    BUFFER.set(buffer);
+    result
+}
+
+fn receive_into<R>(
+    fd: BorrowedFd<'_>,
+    max: usize,
+    buffer: &mut [u8],
+    then: impl FnOnce(Received<'_>) -> R,
+) -> Result<R, ReceiveError> {
+    let (length, mut descriptors) = receive_raw(fd, buffer)?;
+    COUNTERS.packets_received.add(1);
+    COUNTERS.bytes_received.add(length as u64);
+    let checked = Header::parse(&buffer[..length], descriptors.len()).and_then(|(header, body)| {
+        let length = header.length;
+        if length > max {
+            return Err(WireError::TooLarge { length, max });
+        }
+        Ok((header, body))
+    });
+    let (header, body) = checked.inspect_err(|_| COUNTERS.refused.add(1))?;
+    let body = if header.large {
+        COUNTERS.large_messages.add(1);
+        let memory = descriptors.pop().ok_or(WireError::Descriptors {
+            expected: 1,
+            received: 0,
+        })?;
+        Cow::Owned(join(body, &memory, header.length)?)
+    } else {
+        Cow::Borrowed(body)
+    };
+    Ok(then(Received {
+        kind: header.kind,
+        body,
+        descriptors,
+    }))
 }
 
 fn receive_raw(

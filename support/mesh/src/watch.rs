@@ -11,17 +11,11 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Owners of a descriptor that never exchange it, and close it only when they are dropped.
-pub(crate) trait Owner: AsRawFd + sealed::Sealed {}
+/// What keeps a descriptor open and the same until it is dropped.
+pub(crate) trait Owner: AsRawFd {}
 
 impl Owner for OwnedFd {}
 impl Owner for Arc<OwnedFd> {}
-
-mod sealed {
-    pub(crate) trait Sealed {}
-    impl Sealed for super::OwnedFd {}
-    impl Sealed for super::Arc<super::OwnedFd> {}
-}
 
 /// Lets the runtime of this thread watch `descriptor`.
 pub(crate) fn register<T: Owner>(descriptor: T, interest: Interest) -> io::Result<AsyncFd<T>> {

@@ -105,10 +105,12 @@ pub enum WireError {
         body: usize,
     },
     /// More than anyone may send.
-    #[error("message of {length} bytes, expected at most {MESSAGE_MAX}")]
+    #[error("message of {length} bytes, expected at most {max}")]
     TooLarge {
         /// What the header says.
         length: usize,
+        /// The limit.
+        max: usize,
     },
     /// Descriptors and their number disagree.
     #[error("{received} descriptors, expected {expected}")]
@@ -165,6 +167,12 @@ pub enum WireError {
     /// Too deep a nesting.
     #[error("message is nested deeper than {DEPTH_MAX} levels")]
     TooDeep,
+    /// A receiver that brings along too much.
+    #[error("receiver with more than {max} entries in a list")]
+    LongList {
+        /// The limit.
+        max: usize,
+    },
     /// A call whose connection nobody announced.
     #[error("call through connection {connection:#x}, which was never announced")]
     UnknownConnection {
@@ -216,7 +224,8 @@ impl Header {
         };
         let length = u32::from_le_bytes(length) as usize;
         if length > MESSAGE_MAX {
-            return Err(WireError::TooLarge { length });
+            let max = MESSAGE_MAX;
+            return Err(WireError::TooLarge { length, max });
         }
         let fits = if large {
             body.len() == INLINE_MAX && length > INLINE_MAX

@@ -14,6 +14,7 @@ use crate::message::Message;
 use crate::socket;
 use crate::socket::ReceiveError;
 use crate::socket::Received;
+use crate::stats::COUNTERS;
 use crate::watch;
 use crate::wire;
 use crate::wire::WireError;
@@ -109,6 +110,19 @@ impl<T: Message> Receiver<T> {
         Ok(Self::arrived(Incoming::new::<T>(socket)))
     }
 
+    /// Lets nobody elsewhere send messages of more than `bytes`; without it
+    /// [`wire::MESSAGE_MAX`] is the limit. A larger one closes the channel. What is decoded
+    /// can take many times its size, so the receiver of a process that is not trusted
+    /// should be as narrow as its messages are. The limit holds until the receiver is
+    /// sent.
+    pub fn set_message_limit(&mut self, bytes: usize) {
+        let mut state = self.shared.lock();
+        state.message_max = bytes;
+        if let Some(incoming) = &mut state.incoming {
+            incoming.message_max = bytes;
+        }
+    }
+
     /// Waits for the next message. A future that is dropped has taken none.
     ///
     /// # Errors
@@ -201,6 +215,7 @@ impl Incoming {
             socket: Socket::Plain(socket),
             backlog: VecDeque::new(),
             connections: Connections::default(),
+            message_max: wire::MESSAGE_MAX,
             refuse_all: Self::refuse_all::<T>,
         }
     }
@@ -229,7 +244,9 @@ impl Incoming {
         loop {
             match &mut self.socket {
                 Socket::Plain(fd) => {
-                    if let Some(next) = receive(fd.as_fd(), &mut self.connections)? {
+                    if let Some(next) =
+                        receive(fd.as_fd(), self.message_max, &mut self.connections)?
+                    {
                         return Ok(next);
                     }
                     if cx.is_none() {
@@ -241,7 +258,7 @@ impl Incoming {
                 }
                 Socket::Registered(fd) => {
                     let Some(cx) = &cx else {
-                        let next = receive(fd.as_fd(), &mut self.connections)?;
+                        let next = receive(fd.as_fd(), self.message_max, &mut self.connections)?;
                         return Ok(next.unwrap_or(Next::Nothing));
                     };
                     let waker = cx.waker().clone();
@@ -249,7 +266,11 @@ impl Incoming {
                         Poll::Ready(guard) => guard?,
                         Poll::Pending => return Ok(Next::Nothing),
                     };
-                    match receive(guard.get_inner().as_fd(), &mut self.connections)? {
+                    match receive(
+                        guard.get_inner().as_fd(),
+                        self.message_max,
+                        &mut self.connections,
+                    )? {
                         Some(next) => return Ok(next),
                         None => guard.clear_ready(),
                     }
@@ -262,9 +283,10 @@ impl Incoming {
 /// Takes a message out of the socket. None: it is empty.
 fn receive<T: Message>(
     fd: BorrowedFd<'_>,
+    max: usize,
     connections: &mut Connections,
 ) -> Result<Option<Next<T>>, RecvError> {
-    let received = socket::receive(fd, |received| {
+    let received = socket::receive(fd, max, |received| {
         let Received {
             kind,
             body,
@@ -292,7 +314,10 @@ fn decode<T: Message>(
     match codec::decode(bytes, descriptors, connections) {
         Ok(message) => Ok(Next::Message(message)),
         Err(DecodeError::Busy) => Ok(Next::Refused),
-        Err(DecodeError::Wire(error)) => Err(error.into()),
+        Err(DecodeError::Wire(error)) => {
+            COUNTERS.refused.add(1);
+            Err(error.into())
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Channel ends in messages.
 
+use super::CAPACITY_MAX;
 use super::Encoded;
 use super::Incoming;
 use super::Place;
@@ -9,15 +10,21 @@ use super::wake_all;
 use crate::codec;
 use crate::codec::EncodeError;
 use crate::codec::Guards;
+use crate::connection::CONNECTIONS_MAX;
 use crate::link::Link;
 use crate::message::Bytes;
 use crate::message::Message;
 use crate::socket;
+use crate::wire::WireError;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
+use serde::de::SeqAccess;
+use serde::de::Visitor;
 use std::collections::VecDeque;
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// A receiver on its way. Numbers are places in the table of descriptors.
@@ -25,9 +32,15 @@ use std::sync::Arc;
 struct ReceiverWire {
     socket: u32,
     /// Callers, by the number of their connection.
-    connections: Vec<(u64, u32)>,
-    backlog: Vec<BacklogWire>,
+    connections: Bounded<(u64, u32), CONNECTIONS_MAX>,
+    backlog: Bounded<BacklogWire, CAPACITY_MAX>,
 }
+
+/// A list whose length is refused before it takes memory: a short encoding of an entry is
+/// a fraction of the entry.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Bounded<T, const MAX: usize>(Vec<T>);
 
 /// A message that was not given out yet.
 #[derive(Serialize, Deserialize)]
@@ -35,6 +48,34 @@ struct BacklogWire {
     message: Bytes,
     first_descriptor: u32,
     descriptors: u32,
+}
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T, const MAX: usize>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Entries<T, MAX> {
+            type Value = Vec<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {MAX} entries")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = list.next_element()? {
+                    if entries.len() == MAX {
+                        return codec::refuse(WireError::LongList { max: MAX });
+                    }
+                    entries.push(entry);
+                }
+                Ok(entries)
+            }
+        }
+
+        let entries = deserializer.deserialize_seq(Entries::<T, MAX>(PhantomData))?;
+        Ok(Self(entries))
+    }
 }
 
 impl<T: Message> Serialize for Sender<T> {
@@ -126,6 +167,7 @@ impl<T: Message> Departure<T> {
             socket,
             backlog,
             connections,
+            message_max: _,
             refuse_all: _,
         } = self.incoming;
         let socket = codec::put(Ok(socket.into_fd()))?;
@@ -135,7 +177,7 @@ impl<T: Message> Departure<T> {
                 link.detach();
                 Ok((connection, codec::put(link.share())?))
             })
-            .collect::<Result<_, E>>()?;
+            .collect::<Result<Vec<_>, E>>()?;
         let mut packed = Vec::new();
         for Encoded { bytes, descriptors } in backlog {
             packed.push(BacklogWire::pack(bytes, descriptors, Guards::default())?);
@@ -153,8 +195,8 @@ impl<T: Message> Departure<T> {
         }
         Ok(ReceiverWire {
             socket,
-            connections,
-            backlog: packed,
+            connections: Bounded(connections),
+            backlog: Bounded(packed),
         })
     }
 }
@@ -177,13 +219,13 @@ impl BacklogWire {
 impl Incoming {
     fn unpack<T: Message, E: serde::de::Error>(wire: ReceiverWire) -> Result<Self, E> {
         let mut incoming = Self::new::<T>(codec::take_port(wire.socket)?);
-        for (connection, link) in wire.connections {
+        for (connection, link) in wire.connections.0 {
             let link = codec::take_port::<E>(link)?;
             if let Err(error) = incoming.connections.link(connection, Some(link)) {
                 return codec::refuse(error);
             }
         }
-        for message in wire.backlog {
+        for message in wire.backlog.0 {
             let first = message.first_descriptor;
             // An index beyond the table is an error at the first one, so a large number
             // costs nothing.

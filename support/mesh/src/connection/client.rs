@@ -10,9 +10,11 @@ use crate::socket;
 use crate::socket::Packet;
 use crate::socket::ReceiveError;
 use crate::socket::Received;
+use crate::stats::COUNTERS;
 use crate::watch;
 use crate::wire::HEADER_LEN;
 use crate::wire::Kind;
+use crate::wire::MESSAGE_MAX;
 use crate::wire::WireError;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -102,6 +104,7 @@ impl Client {
         state.last_id += 1;
         let id = state.last_id;
         state.calls.insert(id, call);
+        COUNTERS.calls.add(1);
         Ok(id)
     }
 
@@ -204,7 +207,7 @@ impl Client {
                 Ok(guard) => guard,
                 Err(error) => return Poll::Ready(error.into()),
             };
-            match socket::receive(self.socket.as_fd(), |reply| self.answer(reply)) {
+            match socket::receive(self.socket.as_fd(), MESSAGE_MAX, |reply| self.answer(reply)) {
                 Ok(Ok(())) => {
                     // The caller goes first: its next request leaves before this task
                     // finds that the socket is empty.

@@ -29,6 +29,8 @@ const QUEUED_MAX: usize = MESSAGE_MAX;
 /// What a queued answer counts beside its bytes.
 const ANSWER_COST: usize = 256;
 const BURST: usize = 64;
+/// Size of a caller's news: the id of a call.
+const NEWS_MAX: usize = 8;
 
 /// The callee's end. Dropped, it lives on until its last answer has left.
 pub(crate) struct ReplyLink {
@@ -235,7 +237,7 @@ impl Inner {
                 Poll::Ready(Ok(guard)) => guard,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
             };
-            match socket::receive(self.socket.as_fd(), |news| self.news(&news)) {
+            match socket::receive(self.socket.as_fd(), NEWS_MAX, |news| self.news(&news)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(ReceiveError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {

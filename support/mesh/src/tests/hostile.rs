@@ -307,7 +307,8 @@ fn memory_of_a_wrong_size_is_refused() {
     }
     let length = MESSAGE_MAX + 1;
     let error = refusal_of_large(length, &[memory(1 << 40, all)]);
-    assert_eq!(error, WireError::TooLarge { length });
+    let max = MESSAGE_MAX;
+    assert_eq!(error, WireError::TooLarge { length, max });
     // Large ones that are not, and ones without memory.
     let length = INLINE_MAX;
     let error = refusal_of_large(length, &[memory(0, all)]);
@@ -341,6 +342,67 @@ fn other_channels_live_on() {
         let message = other_receiver.recv().await.expect("a message");
         assert!(matches!(message, Request::Text(_)));
     });
+}
+
+#[test]
+fn a_receiver_dropped_by_a_broken_message_is_harmless() {
+    // Request::Receiver with one caller, and something that does not belong there.
+    let sockets: Vec<_> = (0..2).map(|_| socket::pair().expect("sockets")).collect();
+    let (theirs, _own): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
+    let body = [5, 0, 1, 9, 1, 0, 0xff];
+    let error = refusal_of_body(&body, &theirs);
+    assert_eq!(error, WireError::Trailing { count: 1 });
+}
+
+#[test]
+fn a_receiver_with_too_many_messages_is_refused() {
+    let (theirs, _own) = socket::pair().expect("sockets");
+    let mut body = vec![5, 0, 0];
+    // A million messages, each without bytes and descriptors.
+    body.extend([0xc0, 0x84, 0x3d]);
+    body.resize(body.len() + 3_000_000, 0);
+    let (sender, receiver) = socket::pair().expect("sockets");
+    let mut receiver = Receiver::<Request>::from_socket(receiver).expect("a socket");
+    let mut bytes = vec![0; HEADER_LEN];
+    bytes.extend(body);
+    let packet = socket::Packet::new(Kind::Message, bytes, vec![theirs]).expect("a packet");
+    socket::send(sender.as_fd(), &packet).expect("sent");
+    let max = crate::CAPACITY_MAX;
+    match receiver.try_recv() {
+        Err(RecvError::Wire(error)) => assert_eq!(error, WireError::LongList { max }),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_receiver_may_set_a_lower_limit() {
+    for remote_sender in [false, true] {
+        let (sender, mut receiver) = channel::<Request>();
+        receiver.set_message_limit(1000);
+        if remote_sender {
+            let sender = super::travel(sender);
+            sender
+                .try_send(Request::Text("x".repeat(900)))
+                .expect("sent");
+            assert!(receiver.try_recv().is_ok());
+            sender
+                .try_send(Request::Text("x".repeat(1000)))
+                .expect("sent");
+            let max = 1000;
+            match receiver.try_recv() {
+                Err(RecvError::Wire(error)) => {
+                    assert_eq!(error, WireError::TooLarge { length: 1003, max });
+                }
+                other => panic!("{other:?}"),
+            }
+        } else {
+            // Nothing is encoded, so nothing has a size.
+            sender
+                .try_send(Request::Text("x".repeat(2000)))
+                .expect("sent");
+            assert!(receiver.try_recv().is_ok());
+        }
+    }
 }
 
 proptest! {

@@ -16,6 +16,7 @@ use crate::channel;
 use crate::connection::CONNECTIONS_MAX;
 use crate::socket;
 use crate::wire::Kind;
+use crate::wire::MESSAGE_MAX;
 use crate::wire::WireError;
 use serde::Serialize;
 use std::os::fd::AsFd;
@@ -54,7 +55,7 @@ fn way_back() -> (OwnedFd, OwnedFd) {
 
 /// Id and status of the next answer.
 fn answer(socket: &OwnedFd) -> Option<(u64, u8)> {
-    socket::receive(socket.as_fd(), |reply| {
+    socket::receive(socket.as_fd(), MESSAGE_MAX, |reply| {
         assert_eq!(reply.kind, Kind::Reply);
         let (id, rest) = reply.body.split_first_chunk().expect("an id");
         (u64::from_le_bytes(*id), rest[0])
@@ -209,9 +210,10 @@ fn result_of_reply(reply: &'static [u8]) -> RpcError {
         let sender = Sender::<Rpc<u32, u32>>::from_socket(theirs).expect("a socket");
         let call = tokio::spawn(async move { sender.call(|rpc| rpc, 1).await });
         tokio::task::yield_now().await;
-        let mut descriptors = socket::receive(requests.as_fd(), |call| call.descriptors)
-            .map_err(|error| error.to_string())
-            .expect("a call");
+        let mut descriptors =
+            socket::receive(requests.as_fd(), MESSAGE_MAX, |call| call.descriptors)
+                .map_err(|error| error.to_string())
+                .expect("a call");
         let back = descriptors.remove(0);
         write(&back, reply, &[]);
         let error = call.await.expect("a task").expect_err("no answer");
@@ -244,9 +246,10 @@ fn answers_to_calls_that_never_were_are_ignored() {
         let sender = Sender::<Rpc<u32, u32>>::from_socket(theirs).expect("a socket");
         let call = tokio::spawn(async move { sender.call(|rpc| rpc, 1).await });
         tokio::task::yield_now().await;
-        let mut descriptors = socket::receive(requests.as_fd(), |call| call.descriptors)
-            .map_err(|error| error.to_string())
-            .expect("a call");
+        let mut descriptors =
+            socket::receive(requests.as_fd(), MESSAGE_MAX, |call| call.descriptors)
+                .map_err(|error| error.to_string())
+                .expect("a call");
         let back = descriptors.remove(0);
         write(
             &back,
