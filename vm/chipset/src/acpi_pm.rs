@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitfield_struct::bitfield;
+use inspect::Inspect;
 
 use crate::bus::Access;
 use crate::bus::Region;
@@ -130,20 +131,32 @@ impl TimerWidth {
 }
 
 /// The fixed hardware.
+#[derive(Inspect)]
+#[inspect(extra = "Self::inspect_more")]
 pub struct AcpiPm {
+    #[inspect(hex)]
     base: u16,
+    #[inspect(debug)]
     width: TimerWidth,
+    #[inspect(skip)]
     clock: Arc<dyn Clock>,
     line: InterruptLine,
+    #[inspect(skip)]
     power: Arc<dyn PowerEvents>,
+    #[inspect(debug)]
     status: Events,
+    #[inspect(debug)]
     enable: Events,
+    #[inspect(debug)]
     control: Control,
     /// The timer was zero then.
+    #[inspect(skip)]
     origin: VmTime,
     /// Added to the distance from the origin: what had run before a restore.
+    #[inspect(skip)]
     carried: Duration,
     /// Changes of the timer's highest bit that are in the status.
+    #[inspect(skip)]
     seen_changes: u128,
 }
 
@@ -175,6 +188,10 @@ impl AcpiPm {
     pub fn press_power_button(&mut self) {
         self.status.set_power_button(true);
         self.update_line();
+    }
+
+    fn inspect_more(&self, response: &mut inspect::Response<'_>) {
+        response.hex("timer", &self.timer());
     }
 
     /// Since the timer was zero.

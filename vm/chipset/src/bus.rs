@@ -14,6 +14,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use inspect::Inspect;
+use inspect::Request;
 use thiserror::Error;
 
 use crate::device::AnySlot;
@@ -419,6 +421,17 @@ impl Bus {
             }
         }
         Ok(())
+    }
+}
+
+/// The devices by name, and the unclaimed accesses.
+impl Inspect for Bus {
+    fn inspect(&self, request: Request<'_>) {
+        let mut response = request.respond();
+        for slot in &self.slots {
+            response.field(slot.name(), &**slot);
+        }
+        response.field("unclaimed", &self.unclaimed);
     }
 }
 

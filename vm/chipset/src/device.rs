@@ -9,6 +9,9 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use inspect::Inspect;
+use inspect::Request;
+
 use crate::bus::Access;
 use crate::bus::Region;
 use crate::bus::Written;
@@ -65,7 +68,9 @@ pub trait Lifecycle {
 }
 
 /// A device on the [`crate::Bus`].
-pub trait Device: Lifecycle + Send {
+///
+/// What it shows by [`Inspect`] leaves out what the guest keeps in it: text, CMOS RAM.
+pub trait Device: Lifecycle + Inspect + Send {
     /// The addresses that the device answers. Must not change; an [`Access`] names a
     /// region by its position here.
     fn regions(&self) -> Vec<Region>;
@@ -166,6 +171,12 @@ impl<D: Device + ?Sized> Slot<D> {
     /// that a later call relies on for safety.
     fn lock(&self) -> MutexGuard<'_, D> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<D: Device + ?Sized> Inspect for Slot<D> {
+    fn inspect(&self, request: Request<'_>) {
+        self.lock().inspect(request);
     }
 }
 

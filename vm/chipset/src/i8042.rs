@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bitfield_struct::bitfield;
+use inspect::Inspect;
 
 use crate::bus::Access;
 use crate::bus::Region;
@@ -128,15 +129,23 @@ struct ControlA {
 }
 
 /// The controller.
+#[derive(Inspect)]
 pub struct I8042 {
     line: InterruptLine,
+    #[inspect(skip)]
     power: Arc<dyn PowerEvents>,
+    #[inspect(debug)]
     status: Status,
+    #[inspect(hex)]
     output: u8,
     /// A command that waits for its byte at the data port; 0 for none.
+    #[inspect(hex)]
     waiting: u8,
+    #[inspect(hex)]
     ram: [u8; RAM_SIZE],
+    #[inspect(debug)]
     output_port: OutputPort,
+    #[inspect(debug)]
     control_a: ControlA,
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
+use inspect::Inspect;
 use thiserror::Error;
 
 /// An interrupt controller with numbered inputs.
@@ -102,8 +103,9 @@ impl fmt::Debug for Pin {
 }
 
 /// A device's end of a line. Dropping it deasserts it.
-#[derive(Debug)]
+#[derive(Debug, Inspect)]
 pub struct InterruptLine {
+    #[inspect(with = "number")]
     pin: Option<Arc<Pin>>,
     asserted: bool,
 }
@@ -137,6 +139,10 @@ impl InterruptLine {
     pub fn is_asserted(&self) -> bool {
         self.asserted
     }
+}
+
+fn number(pin: &Option<Arc<Pin>>) -> Option<u8> {
+    pin.as_ref().map(|pin| pin.number)
 }
 
 impl Drop for InterruptLine {

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
+use inspect::Inspect;
 use thiserror::Error;
 
 use crate::acpi_pm;
@@ -93,7 +94,7 @@ pub struct SavedDevice {
 }
 
 /// Where a chipset is in the life that [`crate::Lifecycle`] describes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Inspect)]
 pub enum Phase {
     /// Not started.
     New,
@@ -129,17 +130,28 @@ pub enum LifecycleError {
 }
 
 /// All devices on a bus.
+#[derive(Inspect)]
 pub struct Chipset {
+    #[inspect(flatten)]
     bus: Bus,
+    #[inspect(skip)]
     clock: Arc<dyn Clock>,
     phase: Mutex<Phase>,
+    #[inspect(skip)]
     ioapic: Arc<Slot<Ioapic>>,
+    #[inspect(skip)]
     com1: Arc<Slot<Uart>>,
+    #[inspect(skip)]
     com2: Arc<Slot<Uart>>,
+    #[inspect(skip)]
     rtc: Arc<Slot<Rtc>>,
+    #[inspect(skip)]
     pm: Arc<Slot<AcpiPm>>,
+    #[inspect(skip)]
     i8042: Arc<Slot<I8042>>,
+    #[inspect(skip)]
     pci: Arc<Slot<PciConfig>>,
+    #[inspect(skip)]
     pins: Pins,
 }
 

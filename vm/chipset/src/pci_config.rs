@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bitfield_struct::bitfield;
+use inspect::Inspect;
 use thiserror::Error;
 
 use crate::bus::Access;
@@ -144,7 +145,7 @@ impl ByteEnables {
 }
 
 /// The configuration space of a PCI function. Called with the host bridge locked.
-pub trait PciFunction: Lifecycle + Send {
+pub trait PciFunction: Lifecycle + Inspect + Send {
     /// Reads the register at `offset`, a multiple of 4 below 256. Side effects are for
     /// `enables` only.
     fn read_config(&mut self, offset: u8, enables: ByteEnables) -> u32;
@@ -165,9 +166,13 @@ pub enum PciAttachError {
 }
 
 /// The configuration ports.
+#[derive(Inspect)]
 pub struct PciConfig {
+    #[inspect(skip)]
     power: Arc<dyn PowerEvents>,
+    #[inspect(debug)]
     address: ConfigAddress,
+    #[inspect(debug)]
     reset_control: ResetControl,
     functions: BTreeMap<PciAddress, Box<dyn PciFunction>>,
 }

@@ -5,6 +5,9 @@ use std::collections::btree_map::Entry;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
+use inspect::Inspect;
+use inspect::Request;
+
 use crate::bus::Space;
 use crate::bus::Width;
 
@@ -86,6 +89,17 @@ impl Counts {
         let list = inner.addresses.iter();
         let list = list.map(|(&(space, address), &count)| (space, address, count));
         (list.collect(), inner.overflow)
+    }
+}
+
+impl Inspect for Counts {
+    fn inspect(&self, request: Request<'_>) {
+        let (list, overflow) = self.snapshot();
+        let mut response = request.respond();
+        for (space, address, count) in list {
+            response.counter(&format!("{space}_{address:#x}"), &count);
+        }
+        response.counter("others", &overflow);
     }
 }
 

@@ -23,8 +23,11 @@ impl Wake for Watcher {
 }
 
 /// Reads as its offset in each byte; remembers what is done to it.
+#[derive(Inspect)]
 struct Probe {
+    #[inspect(skip)]
     regions: Vec<Region>,
+    #[inspect(skip)]
     log: Log,
     stall: bool,
 }

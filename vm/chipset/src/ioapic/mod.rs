@@ -22,6 +22,7 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
+use inspect::Inspect;
 pub use redirection::DeliveryMode;
 pub use redirection::RedirectionEntry;
 
@@ -115,24 +116,32 @@ pub trait ApicBus: Send + Sync {
 }
 
 /// What has passed through, for whoever watches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Inspect)]
 pub struct IoapicCounters {
     /// Messages sent, by pin.
+    #[inspect(counter)]
     pub sent: [u64; PIN_COUNT],
     /// Edges that met a masked pin.
+    #[inspect(counter)]
     pub lost_edges: u64,
     /// Ends of interrupts that were heard.
+    #[inspect(counter)]
     pub ends: u64,
 }
 
 /// The I/O APIC.
+#[derive(Inspect)]
 pub struct Ioapic {
+    #[inspect(hex)]
     base: u64,
+    #[inspect(skip)]
     bus: Arc<dyn ApicBus>,
+    #[inspect(hex)]
     select: u8,
     id: u8,
     entries: [RedirectionEntry; PIN_COUNT],
     /// Levels of the pins, bit by bit.
+    #[inspect(binary)]
     asserted: u32,
     counters: IoapicCounters,
 }

@@ -1,6 +1,7 @@
 //! Redirection table entries: data sheet 3.2.4.
 
 use bitfield_struct::bitfield;
+use inspect::Inspect;
 
 use super::InterruptMessage;
 
@@ -51,7 +52,8 @@ impl DeliveryMode {
 
 /// An entry of the redirection table.
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Inspect)]
+#[inspect(debug)]
 pub struct RedirectionEntry {
     /// The vector.
     pub vector: u8,

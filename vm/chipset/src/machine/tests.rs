@@ -230,6 +230,32 @@ fn devices_of_others_fit_in() {
 }
 
 #[test]
+fn the_machine_can_be_looked_at_without_changing_it() {
+    let (world, chipset) = running();
+    route(&chipset, pin::COM1, 0x24);
+    out(&chipset, 0x3fc, 0x0b);
+    out(&chipset, 0x3f9, 0x07);
+    world.lock().serial[0].input.extend(b"secret");
+    chipset.com1().with(|uart| uart.poll());
+    inb(&chipset, 0x80);
+    let look = |path: &str| inspect::Query::new(path).evaluate(&chipset).now();
+    assert_eq!(look("phase").as_str(), Some("running"));
+    assert_eq!(look("com1/line/pin").as_u64(), Some(4));
+    assert_eq!(look("com1/interrupt").as_str(), Some("Received"));
+    assert_eq!(look("com1/receive_bytes").as_u64(), Some(1));
+    assert_eq!(look("ioapic/counters/sent/4").as_u64(), Some(1));
+    assert_eq!(look("unclaimed/port_0x80").as_u64(), Some(1));
+    assert_eq!(look("rtc/time").as_str(), Some("2026-11-21 07:30:00"));
+    assert_eq!(look("pm/timer").as_u64(), Some(0));
+    let all = look("");
+    for slot in chipset.bus().slots() {
+        assert!(!all.get(slot.name()).unwrap().entries().is_empty());
+    }
+    assert!(!all.to_string().contains("secret"));
+    assert_eq!(inb(&chipset, 0x3fa), 0x04);
+}
+
+#[test]
 fn vps_may_use_all_devices_at_once() {
     let (world, chipset) = running();
     route(&chipset, pin::COM1, 0x24);

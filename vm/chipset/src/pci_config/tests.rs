@@ -12,7 +12,8 @@ use crate::testing::SharedWorld;
 type Registers = Arc<Mutex<[u32; 64]>>;
 
 /// A function that is memory.
-struct Memory(Registers);
+#[derive(Inspect)]
+struct Memory(#[inspect(hex)] Registers);
 
 impl Lifecycle for Memory {
     fn reset(&mut self) {

@@ -1,5 +1,7 @@
 //! Seconds since 1970 and the fields of a calendar clock, in the Gregorian calendar.
 
+use std::fmt;
+
 /// Seconds of a day.
 const DAY: i64 = 86_400;
 /// Days of 400 years, after which the calendar repeats.
@@ -18,6 +20,23 @@ pub(super) struct Civil {
     pub(super) hour: u8,
     pub(super) minute: u8,
     pub(super) second: u8,
+}
+
+impl fmt::Display for Civil {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            year,
+            month,
+            day,
+            hour,
+            minute,
+            second,
+        } = self;
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"
+        )
+    }
 }
 
 impl Civil {

@@ -26,6 +26,8 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
+use inspect::Inspect;
+
 use crate::bus::Access;
 use crate::bus::Region;
 use crate::bus::Written;
@@ -76,24 +78,38 @@ mod index {
 }
 
 /// The clock.
+#[derive(Inspect)]
+#[inspect(extra = "Self::inspect_more")]
 pub struct Rtc {
+    #[inspect(skip)]
     clock: Arc<dyn Clock>,
+    #[inspect(skip)]
     wall: Arc<dyn WallClock>,
     line: InterruptLine,
+    #[inspect(hex)]
     index: u8,
+    #[inspect(debug)]
     control_a: ControlA,
+    #[inspect(debug)]
     control_b: ControlB,
+    #[inspect(debug)]
     flags: Flags,
     /// Alarm bytes: seconds, minutes, hours.
+    #[inspect(hex)]
     alarm: [u8; 3],
+    // A guest's own, like its memory.
+    #[inspect(skip)]
     ram: [u8; CMOS_SIZE],
     /// Guest's time less the host's, in nanoseconds.
+    #[inspect(skip)]
     offset: i128,
     /// The guest's weekday less that of its date.
     weekday_shift: u8,
     /// The time registers while the clock stands.
+    #[inspect(with = "Option::is_some")]
     held: Option<TimeBytes>,
     /// Guest's time, in nanoseconds, up to which the flags are set.
+    #[inspect(skip)]
     seen: i128,
 }
 
@@ -137,6 +153,11 @@ impl Rtc {
     /// By how much the guest's clock is ahead of the host's, in nanoseconds.
     pub fn offset(&self) -> i128 {
         self.offset
+    }
+
+    fn inspect_more(&self, response: &mut inspect::Response<'_>) {
+        response.unit("offset", inspect::Unit::Seconds, &seconds(self.offset));
+        response.display("time", &Civil::from_seconds(seconds(self.now())));
     }
 
     /// The guest's time in nanoseconds since 1970, as its divider counts it.

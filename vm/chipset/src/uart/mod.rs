@@ -16,6 +16,7 @@
 //! the receive FIFO. All bytes have 8 bits and no parity errors, whatever LCR says (it
 //! sets the length of a character in time). LSR and MSR cannot be written.
 
+mod outside;
 mod registers;
 mod saved;
 #[cfg(test)]
@@ -26,7 +27,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
+use inspect::Inspect;
 
+pub use outside::ModemInputs;
+pub use outside::SerialBackend;
+pub use outside::UartCounters;
 pub use registers::InterruptEnable;
 pub use registers::InterruptId;
 pub use registers::LineControl;
@@ -72,56 +77,6 @@ mod offset {
     pub(super) const SCRATCH: u64 = 7;
 }
 
-/// The other end of the cable.
-///
-/// Neither method blocks. Called with the device locked, on the VP's thread or the
-/// poller's: must not call back into the device. A backend with nobody behind it takes
-/// everything and gives nothing, for a full backend holds the guest up.
-pub trait SerialBackend: Send {
-    /// Takes bytes from the front of `bytes` and says how many; 0 if there is no room
-    /// now.
-    fn write(&mut self, bytes: &[u8]) -> usize;
-
-    /// Puts bytes at the front of `buffer` and says how many; 0 if there are none now.
-    fn read(&mut self, buffer: &mut [u8]) -> usize;
-}
-
-/// Levels of the modem's outputs, which are inputs of the UART.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ModemInputs {
-    /// Clear to send.
-    pub cts: bool,
-    /// Data set ready.
-    pub dsr: bool,
-    /// Ring.
-    pub ri: bool,
-    /// Carrier.
-    pub dcd: bool,
-}
-
-impl ModemInputs {
-    /// A null-modem cable with a listener.
-    pub const CONNECTED: Self = Self {
-        cts: true,
-        dsr: true,
-        ri: false,
-        dcd: true,
-    };
-}
-
-/// What has passed through a UART, for whoever watches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct UartCounters {
-    /// Bytes given to the backend.
-    pub sent: u64,
-    /// Bytes taken from the backend.
-    pub received: u64,
-    /// Writes that held a VP up.
-    pub stalls: u64,
-    /// Bytes that the guest itself threw away by resetting a FIFO or the machine.
-    pub discarded: u64,
-}
-
 /// A byte in the receive FIFO, with the LSR bits that belong to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Received {
@@ -130,19 +85,25 @@ struct Received {
 }
 
 /// Registers of which the guest knows all bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Inspect)]
 struct Registers {
+    #[inspect(debug)]
     interrupt_enable: InterruptEnable,
+    #[inspect(debug)]
     line_control: LineControl,
+    #[inspect(debug)]
     modem_control: ModemControl,
+    #[inspect(hex)]
     scratch: u8,
     divisor: u16,
     fifo_enabled: bool,
     /// Bytes in the FIFO that cause the receive interrupt.
     trigger: u8,
     /// OE, PE, FE and BI as LSR shows them.
+    #[inspect(debug)]
     line_errors: LineStatus,
     /// Modem lines (or the loop) and what has changed there.
+    #[inspect(debug)]
     modem_status: ModemStatus,
     /// The transmitter has become empty, and the guest does not know yet.
     empty_pending: bool,
@@ -172,16 +133,27 @@ impl Registers {
 }
 
 /// A UART.
+#[derive(Inspect)]
+#[inspect(extra = "Self::inspect_more")]
 pub struct Uart {
+    #[inspect(hex)]
     base: u16,
+    #[inspect(skip)]
     clock: Arc<dyn Clock>,
     line: InterruptLine,
+    #[inspect(skip)]
     backend: Box<dyn SerialBackend>,
+    #[inspect(skip)]
     inputs: ModemInputs,
+    #[inspect(flatten)]
     registers: Registers,
+    // What a guest types is not shown, only how much of it waits.
+    #[inspect(rename = "receive_bytes", with = "ArrayVec::len")]
     receive: ArrayVec<Received, FIFO_SIZE>,
+    #[inspect(rename = "transmit_bytes", with = "ArrayVec::len")]
     transmit: ArrayVec<u8, FIFO_SIZE>,
     /// Last time that a byte came into the receive FIFO or was read from it.
+    #[inspect(skip)]
     last_receive: VmTime,
     /// The backend may have bytes for which it will not ask for another poll.
     more_input: bool,
@@ -248,6 +220,10 @@ impl Uart {
         self.push_received(0, errors.into_bits());
         self.update_line();
         true
+    }
+
+    fn inspect_more(&self, response: &mut inspect::Response<'_>) {
+        response.debug("interrupt", &self.interrupt());
     }
 
     fn capacity(&self) -> usize {
