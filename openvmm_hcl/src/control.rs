@@ -258,7 +258,7 @@ impl Controller {
             let mut state = self.paravisor.state();
             let worker = state.worker.take();
             if let Some(worker) = &worker {
-                state.died(worker, &end, unexpected);
+                state.ended(worker, &end, unexpected);
             }
             worker
         };
@@ -338,7 +338,8 @@ impl Controller {
         if generation == 0 {
             self.paravisor.stamp("launches_worker");
         }
-        let mut config = ProcessConfig::new(PERSONA);
+        let mut config = ProcessConfig::new(PERSONA)
+            .stderr_sink(|line| tracing::warn!(target: PERSONA, "{line}"));
         for (name, value) in &self.options.environment {
             config = config.env(name, value);
         }

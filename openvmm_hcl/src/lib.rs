@@ -42,7 +42,6 @@ pub mod topology;
 use boot_events::PARAVISOR_PREFIX;
 use boot_events::PARAVISOR_STARTED;
 use boot_events::READY;
-use build_info::BuildInfo;
 use control::Controller;
 use control::Ending;
 use device_tree::Node;
@@ -115,15 +114,15 @@ async fn run(log: &KernelLog, first_line: Ticks, started: Pair) -> Result<(), Bo
     ];
     let topology = Topology::read(&Node::root(Path::new(device_tree::ROOT)))?;
     let isolated = topology.isolation != "none" && !is_on(CONFIDENTIAL_DEBUG);
-    let build = BuildInfo::collect(Path::new(SHELL).exists());
-    let loaded = configuration::load(!isolated, build.development_image)?;
+    let development_image = Path::new(SHELL).exists();
+    let loaded = configuration::load(!isolated, development_image)?;
     let read_configuration = Ticks::now();
     let filter = configuration::install_log(&loaded);
     report::topology(&topology, log)?;
 
     let paravisor = Arc::new(Paravisor {
         shim_log: report::shim_log(&topology, log),
-        build,
+        development_image,
         config: loaded.config,
         filter,
         diag: Arc::default(),
@@ -137,7 +136,7 @@ async fn run(log: &KernelLog, first_line: Ticks, started: Pair) -> Result<(), Bo
             phase: Phase::WaitingForStart,
             worker: None,
             failure: None,
-            deaths: VecDeque::new(),
+            ends: VecDeque::new(),
             crashes: 0,
             automatic_restarts: 0,
             restarts_in_window: 0,

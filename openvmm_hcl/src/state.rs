@@ -31,7 +31,7 @@ use std::time::Instant;
 use underhill_core::clock::Ticks;
 
 /// Ends of workers that are remembered.
-const DEATHS_MAX: usize = 8;
+const ENDS_MAX: usize = 8;
 
 /// Where the worker is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub struct RunningWorker {
 
 /// A worker that is no more.
 #[derive(Debug, Clone, Inspect)]
-pub struct Death {
+pub struct EndedWorker {
     /// Its process.
     pub pid: u32,
     /// Which worker it was.
@@ -107,7 +107,7 @@ pub struct State {
     /// Why no worker is started, in phase [`Phase::Failed`].
     pub failure: Option<String>,
     /// The last ends, the newest last.
-    pub deaths: VecDeque<Death>,
+    pub ends: VecDeque<EndedWorker>,
     /// All ends that nobody had asked for.
     pub crashes: u64,
     /// Workers that were started because one had died.
@@ -122,12 +122,12 @@ pub struct State {
 
 impl State {
     /// Remembers the end of a worker.
-    pub(crate) fn died(&mut self, worker: &RunningWorker, end: &End, unexpected: bool) {
-        if self.deaths.len() == DEATHS_MAX {
-            self.deaths.pop_front();
+    pub(crate) fn ended(&mut self, worker: &RunningWorker, end: &End, unexpected: bool) {
+        if self.ends.len() == ENDS_MAX {
+            self.ends.pop_front();
         }
         self.crashes += u64::from(unexpected);
-        self.deaths.push_back(Death {
+        self.ends.push_back(EndedWorker {
             pid: worker.pid,
             generation: worker.generation,
             cause: end.cause.clone(),
@@ -152,8 +152,8 @@ pub struct ClockPairs {
 
 /// All that the control process knows.
 pub struct Paravisor {
-    /// What it is.
-    pub build: BuildInfo,
+    /// The image was built for development.
+    pub development_image: bool,
     /// How it is configured.
     pub config: Config,
     /// The machine.
@@ -278,7 +278,9 @@ impl Inspect for Paravisor {
         let mut response = request.respond();
         response
             .sensitivity(inspect::Sensitivity::Safe)
-            .field("build_info", &self.build)
+            .child("build_info", |request| {
+                BuildInfo::collect(self.development_image).inspect(request);
+            })
             .child("control_state", |request| {
                 request.value(self.state().phase.to_string());
             })
@@ -323,15 +325,15 @@ impl State {
             .counter("crashes", &self.crashes)
             .counter("automatic_restarts", &self.automatic_restarts)
             .field("restarts_in_window", &self.restarts_in_window)
-            .child("deaths", |request| {
+            .child("ends", |request| {
                 let clock = paravisor.clock();
                 let mut response = request.respond();
-                for (index, death) in self.deaths.iter().enumerate() {
+                for (index, ended) in self.ends.iter().enumerate() {
                     response.child(&index.to_string(), |request| {
-                        request.respond().merge(death).unit(
+                        request.respond().merge(ended).unit(
                             "at",
                             Unit::Nanoseconds,
-                            &clock.ns(death.at),
+                            &clock.ns(ended.at),
                         );
                     });
                 }

@@ -2,6 +2,7 @@
 
 use crate::clock::Stamp;
 use crate::protocol::Event;
+use crate::protocol::PERSONA;
 use crate::protocol::Parameters;
 use crate::protocol::Request;
 use crate::protocol::Settings;
@@ -79,7 +80,7 @@ fn run(started: Stamp) -> Result<(), Box<dyn Error>> {
         };
         let stamps = vec![started, Stamp::now("ready")];
         events.send(Event::Ready { stamps }).await?;
-        tracing::debug!(vps = worker.topology.vps.len(), "ready");
+        tracing::debug!(target: PERSONA, vps = worker.topology.vps.len(), "ready");
 
         while let Ok(request) = requests.recv().await {
             if worker.answer(request) == Next::End {
@@ -91,7 +92,7 @@ fn run(started: Stamp) -> Result<(), Box<dyn Error>> {
                 failure.happen();
             }
         }
-        tracing::warn!("the paravisor process has gone, the VM worker ends");
+        tracing::warn!(target: PERSONA, "the paravisor process has gone, the VM worker ends");
         Ok(())
     })
 }
@@ -133,6 +134,7 @@ impl Worker {
             Some(bytes) => {
                 let state = SavedState::decode(&bytes)?;
                 tracing::info!(
+                    target: PERSONA,
                     handovers = state.handovers,
                     "going on from the worker before"
                 );
@@ -168,7 +170,9 @@ impl Worker {
             Request::SetLogFilter(text) => match (text.parse(), &self.filter) {
                 (Ok(filter), Some(handle)) => handle.set(filter),
                 (Ok(_), None) => {}
-                (Err(error), _) => tracing::warn!(%error, "the log's filter stays"),
+                (Err(error), _) => {
+                    tracing::warn!(target: PERSONA, %error, "the log's filter stays")
+                }
             },
         }
         Next::Continue

@@ -103,8 +103,8 @@ fn recovers_from(failure: &str, words: &[&str]) {
     }
     assert_eq!(number(&client, "control/crashes"), 1);
     assert_eq!(number(&client, "control/automatic_restarts"), 1);
-    assert_eq!(number(&client, "control/deaths/0/pid"), before);
-    let cause = text(&client, "control/deaths/0/cause");
+    assert_eq!(number(&client, "control/ends/0/pid"), before);
+    let cause = text(&client, "control/ends/0/cause");
     assert!(report.contains(&cause), "{cause:?} is not in {report:?}");
     assert_eq!(number(&client, "vm/pid"), after);
     client.power_off().unwrap();
@@ -142,7 +142,7 @@ fn a_worker_that_panics_is_replaced_and_its_last_words_are_kept() {
         Source::Vtl2,
         "last words of the VM worker: a test hook asks for it",
     );
-    let lines = client.inspect("control/deaths/0/last_lines", 1).unwrap();
+    let lines = client.inspect("control/ends/0/last_lines", 1).unwrap();
     assert!(
         lines.to_string().contains("a test hook asks for it"),
         "{lines}"
