@@ -23,6 +23,7 @@ use loader_defs::shim::{ShimParamsRaw, SupportedIsolationType};
 use page_table::{Attributes, Config, LeafSize, PageTable, Region, build_identity_map};
 use std::collections::BTreeMap;
 use thiserror::Error;
+use x86_defs::long_mode::GDT;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// The one platform of the file has this compatibility mask.
@@ -146,7 +147,7 @@ pub fn build(manifest: &Manifest, resources: &Resources<'_>) -> Result<BuiltImag
         pages.add_program(Component::Sidecar, range, sidecar)?;
     }
     pages.add(Component::Initrd, layout.initrd.start, resources.initrd)?;
-    pages.add(Component::Gdt, layout.gdt.start, registers::GDT.as_bytes())?;
+    pages.add(Component::Gdt, layout.gdt.start, GDT.as_bytes())?;
     let params = shim_params(
         &layout,
         kernel.entry,

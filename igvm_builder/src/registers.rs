@@ -7,19 +7,7 @@ use igvm::registers::{SegmentRegister, TableRegister, X86Register};
 use serde::Serialize;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::model_specific::EferFlags;
-use x86_64::structures::gdt::DescriptorFlags;
-
-/// Entries of the GDT: null, null, 64-bit code, data.
-pub const GDT: [u64; 4] = [
-    0,
-    0,
-    DescriptorFlags::KERNEL_CODE64.bits(),
-    DescriptorFlags::KERNEL_DATA.bits(),
-];
-/// Index of the code segment in [`GDT`].
-const CODE_INDEX: u16 = 2;
-/// Index of the data segment in [`GDT`].
-const DATA_INDEX: u16 = 3;
+use x86_defs::long_mode::{CODE, DATA, GDT, Segment, TASK};
 
 /// CR4. The original also sets OSXSAVE. Linux in VTL2 demands that the platform hides
 /// XSAVE, and there a host must refuse that bit, so it is left out; the shim does not use
@@ -35,18 +23,10 @@ const EFER: EferFlags = EferFlags::LONG_MODE_ENABLE
     .union(EferFlags::NO_EXECUTE_ENABLE);
 /// IA32_PAT after a reset.
 const PAT: u64 = 0x0007_0406_0007_0406;
-/// A present busy 64-bit task segment, as after a reset: the processor wants one, nobody
-/// uses it.
-const TASK: SegmentRegister = SegmentRegister {
-    base: 0,
-    limit: 0xffff,
-    selector: 0,
-    attributes: 0x8b,
-};
 
 /// The register list of VP 0.
 pub fn entry_state(layout: &Layout, shim_entry: u64) -> Vec<X86Register> {
-    let data = segment(DATA_INDEX);
+    let data = segment(DATA);
     vec![
         X86Register::Gdtr(TableRegister {
             base: layout.gdt.start,
@@ -57,8 +37,8 @@ pub fn entry_state(layout: &Layout, shim_entry: u64) -> Vec<X86Register> {
         X86Register::Fs(data),
         X86Register::Gs(data),
         X86Register::Ss(data),
-        X86Register::Cs(segment(CODE_INDEX)),
-        X86Register::Tr(TASK),
+        X86Register::Cs(segment(CODE)),
+        X86Register::Tr(segment(TASK)),
         X86Register::Cr0(CR0.bits()),
         X86Register::Cr3(layout.page_tables.start),
         X86Register::Cr4(CR4.bits()),
@@ -106,30 +86,19 @@ fn text(register: &X86Register) -> RegisterText {
     RegisterText { name, value }
 }
 
-/// The register contents that loading the selector of a [`GDT`] entry would give.
-fn segment(index: u16) -> SegmentRegister {
-    let descriptor = GDT[index as usize];
+/// A segment as the IGVM library has it.
+fn segment(segment: Segment) -> SegmentRegister {
     SegmentRegister {
-        base: 0,
-        limit: u32::MAX,
-        selector: index * 8,
-        // Bits 40-47 and 52-55 of a descriptor; the limit's high bits in between are not
-        // attributes.
-        attributes: (descriptor >> 40) as u16 & 0xf0ff,
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        attributes: segment.attributes,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn segments_are_flat_64_bit_code_and_data() {
-        let (code, data) = (segment(CODE_INDEX), segment(DATA_INDEX));
-
-        assert_eq!((code.selector, code.attributes), (0x10, 0xa09b));
-        assert_eq!((data.selector, data.attributes), (0x18, 0xc093));
-    }
 
     #[test]
     fn control_registers_enter_long_mode_without_xsave() {

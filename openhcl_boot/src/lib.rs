@@ -40,4 +40,5 @@ pub mod options;
 pub mod params;
 pub mod partition;
 pub mod persisted;
-pub mod range;
+
+pub use loader_defs::range;

@@ -3,6 +3,7 @@
 use crate::synthetic::{EXECUTABLE, SHARED, Segment, X86_64, elf, kernel_segments, pattern};
 use igvm_builder::elf::{ElfError, Program, Role};
 use proptest::prelude::*;
+use vm_loader::elf::ElfError as File;
 
 const ROOM: u64 = 64 << 20;
 
@@ -69,11 +70,11 @@ fn segments_may_share_a_page_but_no_byte() {
     ]);
     assert_eq!(
         overlapping,
-        Err(ElfError::Overlap {
+        Err(ElfError::File(File::Overlap {
             first: 0,
             second: 1,
             address: 0x100
-        })
+        }))
     );
 }
 
@@ -86,28 +87,31 @@ fn wrong_programs_are_refused_by_reason() {
 
     assert!(matches!(
         Program::parse(b"#!/bin/sh\n", Role::Shim, ROOM),
-        Err(ElfError::Unreadable(_))
+        Err(ElfError::File(File::Unreadable(_)))
     ));
     assert_eq!(
         parse(SHARED, 183, &one),
-        Err(ElfError::Machine { found: 183 })
+        Err(ElfError::File(File::Machine { found: 183 }))
     );
     assert!(matches!(
         parse(EXECUTABLE, X86_64, &one),
-        Err(ElfError::Type { found: 2, .. })
+        Err(ElfError::File(File::Type { found: 2, .. }))
     ));
-    assert_eq!(parse(SHARED, X86_64, &[]), Err(ElfError::NoSegments));
+    assert_eq!(
+        parse(SHARED, X86_64, &[]),
+        Err(ElfError::File(File::NoSegments))
+    );
     assert_eq!(
         parse(SHARED, X86_64, &[Segment::new(0x1000, vec![1], 1)]),
         Err(ElfError::ImageBase { found: 0x1000 })
     );
     assert!(matches!(
         parse(SHARED, X86_64, &[Segment::new(0, vec![1; 9], 8)]),
-        Err(ElfError::Segment { index: 0, .. })
+        Err(ElfError::File(File::Segment { index: 0, .. }))
     ));
     assert!(matches!(
         parse(SHARED, X86_64, &[Segment::new(0, vec![1], u64::MAX)]),
-        Err(ElfError::Segment { index: 0, .. })
+        Err(ElfError::File(File::Segment { index: 0, .. }))
     ));
     assert_eq!(
         parse(SHARED, X86_64, &[Segment::new(0, vec![1], ROOM + 1)]),
@@ -119,12 +123,12 @@ fn wrong_programs_are_refused_by_reason() {
     let file = elf(SHARED, X86_64, 0x100, &one);
     assert_eq!(
         Program::parse(&file, Role::Shim, ROOM),
-        Err(ElfError::Entry { entry: 0x100 })
+        Err(ElfError::File(File::Entry { entry: 0x100 }))
     );
     let cut = &file[..file.len() - 1];
     assert!(matches!(
         Program::parse(cut, Role::Shim, ROOM),
-        Err(ElfError::Segment { index: 0, .. })
+        Err(ElfError::File(File::Segment { index: 0, .. }))
     ));
 }
 

@@ -10,8 +10,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use loader_defs::linux::{
-    BOOT_FLAG, BootParams, E820_MAX_ENTRIES_ZEROPAGE, E820Entry, SETUP_DTB, SETUP_E820_EXT,
-    SETUP_HEADER_MAGIC, SetupData,
+    BootParams, E820_MAX_ENTRIES_ZEROPAGE, E820Entry, SETUP_DTB, SETUP_E820_EXT, SetupData,
 };
 use minimal_rt::Page;
 use thiserror::Error;
@@ -19,10 +18,6 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::boot::Handoff;
 
-/// Boot protocol 2.15.
-const BOOT_PROTOCOL_VERSION: u16 = 0x020f;
-/// "Boot loader without an assigned id".
-const LOADER_UNKNOWN: u8 = 0xff;
 /// Entries behind those of the zero page.
 pub const MAX_E820_EXT_ENTRIES: usize = 512;
 /// Bytes of the node with the device tree, header included.
@@ -59,8 +54,8 @@ impl BootParamsPages {
     /// Builds them.
     pub fn new(handoff: &Handoff) -> Result<Self, BootParamsError> {
         let map = &handoff.e820;
-        let inline = map.len().min(E820_MAX_ENTRIES_ZEROPAGE);
-        let (first, rest) = map.split_at(inline);
+        let mut params = BootParams::new_zeroed();
+        let rest = params.set_memory_map(map);
         if rest.len() > MAX_E820_EXT_ENTRIES {
             return Err(BootParamsError::MemoryMap { found: map.len() });
         }
@@ -79,23 +74,10 @@ impl BootParamsPages {
         let command_line = zero_terminated(&handoff.command_line);
 
         let mut pages = vec![Page::ZERO];
-        let mut params = BootParams::new_zeroed();
-        let (command_line_low, command_line_high) = halves(gpa(&command_line));
-        let (initrd_low, initrd_high) = halves(handoff.initrd.start());
-        let (size_low, size_high) = halves(handoff.initrd.len());
-        params.e820_entries = inline as u8;
-        params.e820_table[..inline].copy_from_slice(first);
-        params.ext_cmd_line_ptr = command_line_high;
-        params.ext_ramdisk_image = initrd_high;
-        params.ext_ramdisk_size = size_high;
-        params.hdr.boot_flag = BOOT_FLAG;
-        params.hdr.header = SETUP_HEADER_MAGIC;
-        params.hdr.version = BOOT_PROTOCOL_VERSION;
-        params.hdr.type_of_loader = LOADER_UNKNOWN;
-        params.hdr.cmd_line_ptr = command_line_low;
+        params.set_loader();
+        params.set_command_line(gpa(&command_line));
         params.hdr.cmdline_size = handoff.command_line.len() as u32;
-        params.hdr.ramdisk_image = initrd_low;
-        params.hdr.ramdisk_size = size_low;
+        params.set_initrd(handoff.initrd.start(), handoff.initrd.len());
         params.hdr.setup_data = gpa(&device_tree);
         pages.as_mut_bytes().copy_from_slice(params.as_bytes());
         Ok(Self {
@@ -146,10 +128,6 @@ fn gpa<T>(memory: &[T]) -> u64 {
     memory.as_ptr().expose_provenance() as u64
 }
 
-fn halves(value: u64) -> (u32, u32) {
-    (value as u32, (value >> 32) as u32)
-}
-
 const _: () = assert!(size_of::<BootParams>() == size_of::<Page>());
 
 /// Size of an entry, as the extension stores them.
@@ -159,6 +137,7 @@ const _: () = assert!(size_of::<E820Entry>() == 20);
 mod tests {
     use super::*;
     use crate::range::GpaRange;
+    use loader_defs::linux::SETUP_HEADER_MAGIC;
 
     fn handoff(entries: usize, tree: usize) -> Handoff {
         Handoff {

@@ -8,11 +8,16 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod long_mode;
 pub mod msr;
 pub mod svm;
 
 /// CR0.PE.
 pub const CR0_PE: u64 = 1 << 0;
+/// CR0.ET; always one.
+pub const CR0_ET: u64 = 1 << 4;
+/// CR0.NE.
+pub const CR0_NE: u64 = 1 << 5;
 /// CR0.NW.
 pub const CR0_NW: u64 = 1 << 29;
 /// CR0.CD.

@@ -1,7 +1,7 @@
 //! Ranges of guest physical addresses.
 
+use crate::PAGE_SIZE;
 use core::fmt;
-use loader_defs::PAGE_SIZE;
 
 /// A range of addresses that does not wrap around; it may be empty.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
