@@ -68,7 +68,8 @@ pub struct Events {
     #[bits(3)]
     reserved_1: u8,
     bus_master: bool,
-    global: bool,
+    /// Firmware has released the global lock; never, for there is none.
+    pub global_lock: bool,
     #[bits(2)]
     reserved_6: u8,
     /// The power button was pressed.
@@ -83,6 +84,12 @@ impl Events {
         Self::new()
             .with_timer(self.timer())
             .with_power_button(self.power_button())
+    }
+
+    /// Those that can be enabled. ACPICA enables the global lock's on any machine, and
+    /// reports an error if that does not stick.
+    const fn enableable(self) -> Self {
+        self.existing().with_global_lock(self.global_lock())
     }
 }
 
@@ -250,8 +257,12 @@ impl AcpiPm {
             1 => {
                 self.status = Events::from_bits(u16::from_le_bytes([status[0], status[1] & !value]))
             }
-            2 => self.enable = Events::from_bits(u16::from_le_bytes([value, enable[1]])).existing(),
-            3 => self.enable = Events::from_bits(u16::from_le_bytes([enable[0], value])).existing(),
+            2 => {
+                self.enable = Events::from_bits(u16::from_le_bytes([value, enable[1]])).enableable()
+            }
+            3 => {
+                self.enable = Events::from_bits(u16::from_le_bytes([enable[0], value])).enableable()
+            }
             4 => self.control = Control::from_bits(u16::from_le_bytes([value, control[1]])).kept(),
             5 => {
                 let written = Control::from_bits(u16::from_le_bytes([control[0], value]));
@@ -303,7 +314,7 @@ impl Lifecycle for AcpiPm {
             });
         }
         let status = Events::from_bits(word("status", state.status)?).existing();
-        let enable = Events::from_bits(word("enable", state.enable)?).existing();
+        let enable = Events::from_bits(word("enable", state.enable)?).enableable();
         let control = Control::from_bits(word("control", state.control)?).kept();
         self.status = status;
         self.enable = enable;

@@ -12,6 +12,7 @@ const CONTROL: u64 = 4;
 const TIMER: u64 = 8;
 
 const TMR: u16 = 1 << 0;
+const GBL: u16 = 1 << 5;
 const PWRBTN: u16 = 1 << 8;
 
 struct Fixture {
@@ -174,7 +175,10 @@ fn status_bits_are_cleared_by_ones_and_one_by_one() {
 fn only_events_that_exist_can_be_enabled() {
     let mut pm = Fixture::new(TimerWidth::Bits32);
     pm.write(STATUS, Width::Dword, 0xffff_ffff);
-    assert_eq!(pm.read(STATUS, Width::Dword), u64::from(TMR | PWRBTN) << 16);
+    assert_eq!(
+        pm.read(STATUS, Width::Dword),
+        u64::from(TMR | GBL | PWRBTN) << 16
+    );
     pm.write(ENABLE, Width::Byte, 0);
     assert_eq!(pm.word(ENABLE), PWRBTN);
     pm.write(ENABLE + 1, Width::Byte, 0);

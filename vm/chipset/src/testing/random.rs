@@ -46,6 +46,9 @@ impl Source<'_> {
 enum Step {
     Read(Space, u64, Width),
     Write(Space, u64, Width, u64),
+    ReadCmos(u8),
+    WriteCmos(u8, u8),
+    Redirect(u8, u32),
     Advance(Duration),
     SetWall(i64),
     Input(usize, u8, u8),
@@ -69,10 +72,17 @@ impl Step {
                 let (space, address, width) = place(source);
                 Self::Read(space, address, width)
             }
-            12..=31 => {
+            12..=24 => {
                 let (space, address, width) = place(source);
                 let value = source.number(width.bytes() as usize);
                 Self::Write(space, address, width, value)
+            }
+            // A register behind an index is too far for chance.
+            25..=26 => Self::ReadCmos(source.byte() % 16),
+            27..=28 => Self::WriteCmos(source.byte() % 16, source.byte()),
+            29..=31 => {
+                let pin = [1, 3, 4, 8, 9, 23][usize::from(source.byte()) % 6];
+                Self::Redirect(pin, source.number(3) as u32)
             }
             // From nanoseconds to hours.
             32..=37 => {
@@ -131,6 +141,21 @@ fn take(step: Step, world: &SharedWorld, chipset: &Chipset) -> Seen {
         }
         Step::Write(space, address, width, value) => {
             seen = chipset.bus().write(space, address, width, value) as u64;
+        }
+        Step::ReadCmos(index) => {
+            seen = chipset.bus().write_port(0x70, Width::Byte, index.into()) as u64;
+            seen |= chipset.bus().read_port(0x71, Width::Byte) << 8;
+        }
+        Step::WriteCmos(index, value) => {
+            seen = chipset.bus().write_port(0x70, Width::Byte, index.into()) as u64;
+            seen |= (chipset.bus().write_port(0x71, Width::Byte, value.into()) as u64) << 8;
+        }
+        Step::Redirect(pin, entry) => {
+            let index = u64::from(0x10 + 2 * pin);
+            for (offset, value) in [(0x00, index), (0x10, entry.into())] {
+                let address = ioapic::DEFAULT_BASE + offset;
+                seen = chipset.bus().write_memory(address, Width::Dword, value) as u64;
+            }
         }
         Step::Advance(time) => world.advance(time),
         Step::SetWall(wall) => world.lock().wall = wall,

@@ -59,8 +59,6 @@ struct State {
     /// Nanoseconds since the receive FIFO changed last.
     #[prost(uint64, tag = "17")]
     idle_ns: u64,
-    #[prost(bool, tag = "18")]
-    more_input: bool,
 }
 
 impl Uart {
@@ -85,7 +83,6 @@ impl Uart {
             receive_errors: self.receive.iter().map(|r| r.errors).collect(),
             transmit: self.transmit.to_vec(),
             idle_ns: u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX),
-            more_input: self.more_input,
         };
         SavedState::new(VERSION, &state)
     }
@@ -108,7 +105,8 @@ impl Uart {
         self.receive = receive;
         self.transmit = transmit;
         self.last_receive = self.clock.now().before(Duration::from_nanos(state.idle_ns));
-        self.more_input = state.more_input;
+        // The backend is another one.
+        self.more_input = true;
         self.update_line();
         Ok(())
     }

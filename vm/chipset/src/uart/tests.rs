@@ -420,6 +420,37 @@ fn hostile_states_are_refused_by_name() {
 }
 
 proptest! {
+    /// The line is what the registers say, after whatever has happened.
+    #[test]
+    fn the_line_follows_the_interrupt(
+        steps in proptest::collection::vec((0_u64..8, any::<u8>(), 0_u8..6), 0..200),
+    ) {
+        let mut uart = Fixture::new();
+        for (offset, value, kind) in steps {
+            match kind {
+                0 | 1 => drop(uart.read(offset)),
+                2 | 3 => drop(uart.try_write(offset, value)),
+                4 => uart.input(&[value]),
+                _ => {
+                    uart.room(usize::from(value % 4));
+                    uart.world.advance(Duration::from_millis(value.into()));
+                    uart.uart.poll();
+                }
+            }
+            let control = uart.uart.registers.modem_control;
+            let gate = control.out2() && !control.loopback();
+            let interrupt = uart.uart.interrupt() != InterruptId::None;
+            prop_assert_eq!(uart.asserted(), gate && interrupt);
+            // After a poll the next one is later, or for input.
+            if let Some(deadline) = uart.uart.deadline() && deadline != VmTime::ZERO {
+                uart.uart.poll();
+                let now = uart.world.lock().clock;
+                let next = uart.uart.deadline();
+                prop_assert!(next.is_none_or(|at| at == VmTime::ZERO || at > now));
+            }
+        }
+    }
+
     /// Whatever the guest does, it gets each byte once and in order, and so does the
     /// other end.
     #[test]
