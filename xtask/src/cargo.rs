@@ -34,6 +34,8 @@ pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     /// Cargo's target directory.
     pub(crate) target: PathBuf,
+    /// Name of the logs of its builds: two checkouts may be built at once.
+    pub(crate) log: &'static str,
 }
 
 /// Programs built for the image.
@@ -60,6 +62,7 @@ impl Workspace {
         Ok(Self {
             root,
             target: metadata.target_directory,
+            log: "cargo-build",
         })
     }
 
@@ -140,7 +143,7 @@ impl Workspace {
         flags.extend(self.remapped_paths()?);
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         ui::step(name, |step| {
-            process::run_logged(cache, "cargo-build", step, &mut command)
+            process::run_logged(cache, self.log, step, &mut command)
         })?;
         Ok(())
     }
@@ -221,6 +224,7 @@ mod tests {
             let workspace = Workspace {
                 root: root.into(),
                 target: "/t".into(),
+                log: "test",
             };
             workspace.remapped_paths().unwrap()
         };

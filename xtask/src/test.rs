@@ -57,8 +57,9 @@ const STEPS: [(&str, Work); 11] = [
     ("unit-tests", unit_tests),
     ("arm-build", arm_build),
     ("guide", guide),
-    ("image", image),
+    // Builds the image here as well, so that the next step finds it.
     ("reproducible", reproducible),
+    ("image", image),
     ("dev-image", dev_image),
     ("fuzz-smoke", fuzz_smoke),
     ("vmm-tests", vmm_tests),
@@ -205,10 +206,18 @@ fn reproducible(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Co
     let other = Workspace {
         root: base.join("a/copy/of/the/sources"),
         target: base.join("target"),
+        log: "cargo-build-elsewhere",
     };
     copy_sources(&workspace.root, &other.root)?;
-    let here = artifacts::build(prepared, workspace, ImageProfile::Release, None)?;
-    let there = artifacts::build(prepared, &other, ImageProfile::Release, None)?;
+    // Both at once: each build ends with a linker that keeps one processor busy.
+    let build = |workspace| artifacts::build(prepared, workspace, ImageProfile::Release, None);
+    let (here, there) = std::thread::scope(|scope| {
+        let here = scope.spawn(|| build(workspace));
+        let there = build(&other);
+        let panicked = |_| Err(anyhow::anyhow!("the thread of a build panicked"));
+        (here.join().unwrap_or_else(panicked), there)
+    });
+    let (here, there) = (here?, there?);
     for (here, there) in [
         (&here.user_binary, &there.user_binary),
         (&here.openhcl_boot, &there.openhcl_boot),

@@ -94,7 +94,9 @@ fn build_tests(root: &Path) -> anyhow::Result<PathBuf> {
     let mut command = cargo::cargo(root);
     command
         .args(["test", "--no-run", "--locked", "--quiet"])
-        .args(["--package", "vmm_tests", "--features", "e2e"])
+        // The whole workspace, so that dependencies have the same features as in the unit
+        // tests, and are not built once more; only this one test is.
+        .args(["--workspace", "--features", "vmm_tests/e2e"])
         .args([
             "--test",
             "e2e",

@@ -11,6 +11,7 @@ use super::plain;
 use crate::artifacts;
 use crate::artifacts::Artifacts;
 use crate::artifacts::ImageProfile;
+use crate::cache::Lock;
 use crate::cache::lock_file;
 use crate::cargo::Workspace;
 use crate::run::EXIT_AFTER_BOOT;
@@ -36,7 +37,7 @@ use vsm_host_defs::ExitReason;
 const DEADLINE: Duration = Duration::from_secs(180);
 
 /// The same for all machines, so that only what is compared differs.
-const MEMORY: ByteCount = ByteCount::gib(1);
+pub(super) const MEMORY: ByteCount = ByteCount::gib(1);
 
 /// VTL2 memory for 64 VPs: each costs Linux about 1 MiB, more than the image asks for.
 const VTL2_MEMORY_64_VPS: ByteCount = ByteCount::mib(256);
@@ -58,24 +59,17 @@ struct Boot {
 }
 
 /// What all boots need.
-struct Bench {
-    qemu: Qemu,
-    artifacts: Artifacts,
-    consoles: PathBuf,
+pub(super) struct Bench {
+    pub(super) qemu: Qemu,
+    pub(super) artifacts: Artifacts,
+    pub(super) consoles: PathBuf,
 }
 
 /// Boots the machines in turns and makes figures of what was seen.
 pub(crate) fn measure(rounds: usize) -> anyhow::Result<Report> {
-    let bench = Bench {
-        qemu: Qemu::find()?,
-        artifacts: artifacts::ensure(ImageProfile::Release)?,
-        consoles: Workspace::current()?.target.join("bench"),
-    };
-    // Two benches at once would measure each other.
-    let _lock = lock_file(&bench.consoles.join("lock"))?;
-    let plain_initrd = bench.consoles.join("plain.cpio");
-    std::fs::write(&plain_initrd, plain::initrd()?)
-        .with_context(|| format!("writing {}", plain_initrd.display()))?;
+    let bench = Bench::new()?;
+    let _lock = bench.lock()?;
+    let plain_initrd = bench.write_plain_initrd()?;
 
     let mut one = Vec::new();
     let mut four = Vec::new();
@@ -84,7 +78,7 @@ pub(crate) fn measure(rounds: usize) -> anyhow::Result<Report> {
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         let boot = bench.boot(1, None)?;
-        plain.push(bench.boot_plain(&plain_initrd, &boot.plain_command_line()?)?);
+        plain.push(bench.boot_plain(&plain_initrd, &command_line_for_plain(&boot.topology)?)?);
         one.push(boot);
         four.push(bench.boot(4, None)?);
         sixteen.push(bench.boot(16, None)?);
@@ -186,6 +180,27 @@ fn memory(report: &mut Report, boots: &[Boot]) {
 }
 
 impl Bench {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            qemu: Qemu::find()?,
+            artifacts: artifacts::ensure(ImageProfile::Release)?,
+            consoles: Workspace::current()?.target.join("bench"),
+        })
+    }
+
+    /// Two benches at once would measure each other.
+    pub(super) fn lock(&self) -> anyhow::Result<Lock> {
+        lock_file(&self.consoles.join("lock"))
+    }
+
+    /// Writes the initrd of the plain machine.
+    pub(super) fn write_plain_initrd(&self) -> anyhow::Result<PathBuf> {
+        let path = self.consoles.join("plain.cpio");
+        std::fs::write(&path, plain::initrd()?)
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
     /// Boots the stack with so many VPs until it has powered off.
     fn boot(&self, vps: u32, vtl2_memory: Option<ByteCount>) -> anyhow::Result<Boot> {
         let mut machine = Machine::vsm(&self.artifacts.vsm_host, &self.artifacts.igvm)
@@ -219,7 +234,7 @@ impl Bench {
     }
 
     /// Boots the same kernel on plain QEMU until its PID 1 runs.
-    fn boot_plain(&self, initrd: &Path, command_line: &str) -> anyhow::Result<Duration> {
+    pub(super) fn boot_plain(&self, initrd: &Path, command_line: &str) -> anyhow::Result<Duration> {
         let mut vm = Machine::plain(&self.artifacts.vmlinux, initrd)
             .memory(MEMORY)
             .bootarg(command_line)
@@ -320,15 +335,15 @@ impl Boot {
     fn shim_guest_ms(&self) -> Option<f64> {
         Some(self.topology.get("boot_shim_us")?.as_f64()? / 1e3)
     }
+}
 
-    /// The kernel's command line, but for what only concerns our initrd: the baseline
-    /// kernel gets the very same options.
-    fn plain_command_line(&self) -> anyhow::Result<String> {
-        let all = self.topology["command_line"]
-            .as_str()
-            .context("the paravisor did not report the kernel's command line")?;
-        Ok(plain_command_line(all))
-    }
+/// The kernel's command line, but for what only concerns our initrd: the baseline kernel
+/// gets the very same options.
+pub(super) fn command_line_for_plain(topology: &Value) -> anyhow::Result<String> {
+    let all = topology["command_line"]
+        .as_str()
+        .context("the paravisor did not report the kernel's command line")?;
+    Ok(plain_command_line(all))
 }
 
 fn plain_command_line(all: &str) -> String {

@@ -14,6 +14,8 @@ use std::time::Duration;
 pub(crate) enum Unit {
     /// Milliseconds.
     Ms,
+    /// Microseconds.
+    Us,
     /// One value divided by another.
     Ratio,
     /// Bytes.
@@ -129,6 +131,7 @@ impl Unit {
     fn show(self, value: f64) -> String {
         match self {
             Self::Ms => format!("{value:.1} ms"),
+            Self::Us => format!("{value:.1} us"),
             Self::Ratio => format!("{value:.2} x"),
             Self::Bytes => format!("{:.2} MiB", value / f64::from(1 << 20)),
             Self::Lines => format!("{value:.0} lines"),

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: figures, each with the limit that it must keep and the value that
 //! the committed baseline has.
 //!
-//! Figures that depend on the machine are ratios of two boots of the same minute, taken in
+//! Figures that depend on the machine are ratios of two measurements of the same minute, taken in
 //! turns, and medians of several rounds; absolute times are printed for people. Nothing
 //! here is a test: a busy machine must not break a build. `PASS` and `over` are printed,
 //! and `--check` turns an `over` into a failure for those who want one.
@@ -9,6 +9,7 @@
 mod boot;
 mod figure;
 mod lines;
+mod paravisor;
 mod plain;
 
 use crate::vmm_tests::workspace_root;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask bench boot                   measure and compare with the baseline
+  cargo xtask bench paravisor              the same for the control plane
   cargo xtask bench boot --json            for a program
   cargo xtask bench boot --save-baseline   what was measured becomes the baseline";
 
@@ -47,14 +49,17 @@ pub(crate) struct Args {
 enum Name {
     /// From QEMU's start to PID 1, sizes and memory.
     Boot,
+    /// From QEMU's start to the first answer, round trips, memory of the processes.
+    Paravisor,
 }
 
 /// Runs the command.
 pub(crate) fn main(args: Args) -> anyhow::Result<()> {
-    let path = baseline_path();
+    let path = args.name.baseline_path();
     let baseline = Baseline::read(&path)?;
     let mut report = match args.name {
         Name::Boot => boot::measure(args.rounds as usize)?,
+        Name::Paravisor => paravisor::measure(args.rounds as usize)?,
     };
     report.compare(&baseline);
     if args.json {
@@ -76,6 +81,12 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn baseline_path() -> PathBuf {
-    workspace_root().join("xtask/src/bench/baseline.json")
+impl Name {
+    fn baseline_path(self) -> PathBuf {
+        let file = match self {
+            Self::Boot => "baseline.json",
+            Self::Paravisor => "paravisor_baseline.json",
+        };
+        workspace_root().join("xtask/src/bench").join(file)
+    }
 }
