@@ -151,8 +151,8 @@ pub enum Written {
     Done,
     /// The device cannot take it now, and has not changed.
     ///
-    /// The VP must not go past its instruction: after the device's next poll it makes the
-    /// same write again. This is how a slow backend slows down a guest that does not look
+    /// The VP must not go past its instruction: it makes the same write again when
+    /// [`crate::device::Wake::unstalled`] says so. This is how a slow backend slows down a guest that does not look
     /// at the device's status first. Of an access that was cut into pieces, the pieces
     /// below the stalled one are made again too.
     Stalled,

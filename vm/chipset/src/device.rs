@@ -84,6 +84,11 @@ pub trait Device: Lifecycle + Inspect + Send {
     /// Does all that is due, by time or by a backend that has become ready.
     fn poll(&mut self) {}
 
+    /// A write was [`Written::Stalled`], and would be still.
+    fn stalls(&self) -> bool {
+        false
+    }
+
     /// When [`Device::poll`] must be called at the latest. A point in the past means
     /// now.
     fn deadline(&self) -> Option<VmTime> {
@@ -91,14 +96,17 @@ pub trait Device: Lifecycle + Inspect + Send {
     }
 }
 
-/// Learns that something is due earlier than was said before.
-///
-/// Called on the thread of whoever used the device, without any lock held: make the
-/// thread that calls [`crate::Chipset::poll`] do so soon.
+/// Who waits for devices. Called on the thread of whoever used one, after the device's
+/// lock was released, but possibly in the middle of a [`crate::Chipset`] call: must not
+/// make one.
 pub trait Wake: Send + Sync {
-    /// Has [`crate::Chipset::poll`] called soon. Must not call it itself: the caller may be
-    /// in the middle of a [`crate::Chipset`] call.
+    /// Something is due earlier than was said before: have [`crate::Chipset::poll`] called
+    /// soon.
     fn wake(&self);
+
+    /// A device that has stalled a write can take it now: each VP that waits with a
+    /// [`Written::Stalled`] makes its write again.
+    fn unstalled(&self);
 }
 
 const NEVER: u64 = u64::MAX;
@@ -160,10 +168,16 @@ impl<D: Device + ?Sized> Slot<D> {
     /// Uses the device and says if its deadline has come closer.
     fn work<R>(&self, work: impl FnOnce(&mut D) -> R) -> (R, bool) {
         let mut device = self.lock();
+        let stalled = device.stalls();
         let result = work(&mut device);
+        let unstalled = stalled && !device.stalls();
         let deadline = device.deadline().map_or(NEVER, VmTime::as_nanos);
         // Under the lock, so that the value is that of the last user.
         let before = self.deadline.swap(deadline, Ordering::AcqRel);
+        drop(device);
+        if unstalled {
+            self.wake.unstalled();
+        }
         (result, deadline < before)
     }
 

@@ -43,8 +43,10 @@ pub struct World {
     pub power: Vec<PowerEvent>,
     /// Reports of accesses without a device.
     pub unclaimed: Vec<Unclaimed>,
-    /// How often [`Wake`] was used.
+    /// How often [`Wake::wake`] was called.
     pub wakes: u64,
+    /// How often [`Wake::unstalled`] was called.
+    pub unstalls: u64,
     /// The two serial cables.
     pub serial: [Cable; 2],
 }
@@ -76,6 +78,7 @@ impl Default for World {
             power: Vec::new(),
             unclaimed: Vec::new(),
             wakes: 0,
+            unstalls: 0,
             serial: [cable.clone(), cable],
         }
     }
@@ -171,6 +174,10 @@ impl PowerEvents for SharedWorld {
 impl Wake for SharedWorld {
     fn wake(&self) {
         self.lock().wakes += 1;
+    }
+
+    fn unstalled(&self) {
+        self.lock().unstalls += 1;
     }
 }
 

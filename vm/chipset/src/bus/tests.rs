@@ -20,6 +20,8 @@ impl UnclaimedObserver for Watcher {
 
 impl Wake for Watcher {
     fn wake(&self) {}
+
+    fn unstalled(&self) {}
 }
 
 /// Reads as its offset in each byte; remembers what is done to it.

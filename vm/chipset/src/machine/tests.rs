@@ -144,6 +144,22 @@ fn an_earlier_deadline_wakes_the_poller_and_a_later_one_does_not() {
 }
 
 #[test]
+fn a_vp_that_waits_for_com1_is_told_when_to_go_on() {
+    let (world, chipset) = running();
+    world.lock().serial[0].room = 0;
+    let write = |byte| chipset.bus().write_port(uart::COM1_BASE, Width::Byte, byte);
+    assert_eq!(write(1), crate::bus::Written::Done);
+    assert_eq!(write(2), crate::bus::Written::Stalled);
+    chipset.com1().with(|uart| uart.poll());
+    assert_eq!(world.lock().unstalls, 0);
+    world.lock().serial[0].room = 1;
+    chipset.com1().with(|uart| uart.poll());
+    assert_eq!(world.lock().unstalls, 1);
+    assert_eq!(write(2), crate::bus::Written::Done);
+    assert_eq!(world.lock().serial[0].output, [1]);
+}
+
+#[test]
 fn calls_out_of_order_are_refused() {
     let world = SharedWorld::default();
     let chipset = world.chipset();

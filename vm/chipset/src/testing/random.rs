@@ -218,12 +218,13 @@ fn twin(world: &SharedWorld, chipset: &Chipset) -> (SharedWorld, Chipset) {
     (other, restored)
 }
 
-/// What must be the same of two worlds. Counts of unclaimed accesses are not saved, and
-/// wakes depend on what was announced before.
+/// What must be the same of two worlds. Counts of unclaimed accesses are not saved, wakes
+/// depend on what was announced before, and the VP that waits is not part of the chipset.
 fn visible(world: &SharedWorld) -> World {
     let mut world = world.snapshot();
     world.unclaimed.clear();
     world.wakes = 0;
+    world.unstalls = 0;
     world
 }
 

@@ -6,6 +6,8 @@
 //! - Output leaves the FIFO when the backend takes it. Until then the guest sees a
 //!   transmitter that is busy. A guest that writes to a full FIFO all the same (Linux
 //!   does, 10 ms after it began to wait) finds its VP held up: [`Written::Stalled`].
+//!   Output is never thrown away: a reset of the FIFO or of the machine comes long after
+//!   the bytes would have left a real chip.
 //! - Input is fetched when there is room, never in a guest's access but in
 //!   [`Device::poll`]. So an interrupt handler that reads until the FIFO is empty ends,
 //!   and the next bytes are a new edge of the interrupt line. A guest that has raised RTS
@@ -157,6 +159,8 @@ pub struct Uart {
     last_receive: VmTime,
     /// The backend may have bytes for which it will not ask for another poll.
     more_input: bool,
+    /// A VP waits until there is room for its byte.
+    stalled: bool,
     counters: UartCounters,
 }
 
@@ -180,6 +184,7 @@ impl Uart {
             receive: ArrayVec::new(),
             transmit: ArrayVec::new(),
             more_input: true,
+            stalled: false,
             counters: UartCounters::default(),
         }
     }
@@ -190,7 +195,8 @@ impl Uart {
         self.receives() && self.receive.len() < self.capacity()
     }
 
-    /// Bytes wait for the backend: poll when it has room.
+    /// Bytes wait for the backend, whatever the guest has done since: poll when it has
+    /// room.
     pub fn wants_output(&self) -> bool {
         !self.transmit.is_empty()
     }
@@ -355,10 +361,16 @@ impl Uart {
     }
 
     fn write_data(&mut self, byte: u8) -> Written {
-        if self.transmit.len() >= self.capacity() {
+        if self.registers.modem_control.loopback() {
+            self.push_received(byte, 0);
+            self.registers.empty_pending = true;
+            return Written::Done;
+        }
+        if !self.has_room() {
             self.send();
         }
-        if self.transmit.len() >= self.capacity() {
+        if !self.has_room() {
+            self.stalled = true;
             self.counters.stalls += 1;
             return Written::Stalled;
         }
@@ -371,27 +383,29 @@ impl Uart {
         Written::Done
     }
 
-    /// Moves output to where it goes.
+    /// Gives output to the backend.
     fn send(&mut self) {
-        if self.transmit.is_empty() {
-            return;
-        }
-        if self.registers.modem_control.loopback() {
-            for byte in self.transmit.take() {
-                self.push_received(byte, 0);
+        while !self.transmit.is_empty() {
+            let taken = self.backend.write(&self.transmit);
+            let taken = taken.min(self.transmit.len());
+            if taken == 0 {
+                break;
             }
-        } else {
-            while !self.transmit.is_empty() {
-                let taken = self.backend.write(&self.transmit);
-                let taken = taken.min(self.transmit.len());
-                if taken == 0 {
-                    return;
-                }
-                self.transmit.drain(..taken);
-                self.counters.sent += taken as u64;
-            }
+            self.transmit.drain(..taken);
+            self.counters.sent += taken as u64;
+            self.registers.empty_pending |= self.transmit.is_empty();
         }
-        self.registers.empty_pending = true;
+        self.stalled &= !self.has_room();
+    }
+
+    /// A byte more can be written.
+    fn has_room(&self) -> bool {
+        self.transmit.len() < self.capacity()
+    }
+
+    /// All that was written is where it goes. In loopback that takes no time.
+    fn is_sent(&self) -> bool {
+        self.transmit.is_empty() || self.registers.modem_control.loopback()
     }
 
     /// Fetches input for which there is room.
@@ -417,8 +431,8 @@ impl Uart {
         self.registers
             .line_errors
             .with_data_ready(!self.receive.is_empty())
-            .with_holding_empty(self.transmit.is_empty())
-            .with_transmitter_empty(self.transmit.is_empty())
+            .with_holding_empty(self.is_sent())
+            .with_transmitter_empty(self.is_sent())
             .with_fifo_error(self.registers.fifo_enabled && (later || shown))
     }
 
@@ -471,7 +485,6 @@ impl Uart {
                 self.registers.modem_control = control;
                 self.registers.rts_used |= control.rts();
                 self.update_modem_status();
-                self.send();
             }
             offset::SCRATCH => self.registers.scratch = value,
             // LSR is for factory tests; of MSR all bits come from outside.
@@ -486,7 +499,7 @@ impl Uart {
         self.registers.interrupt_enable = after;
         // Enabling the interrupt of an empty transmitter causes it, told or not.
         let enabled = after.transmitter_empty() && !before.transmitter_empty();
-        if enabled && self.transmit.is_empty() {
+        if enabled && self.is_sent() {
             self.registers.empty_pending = true;
         }
     }
@@ -497,10 +510,10 @@ impl Uart {
         self.registers.fifo_enabled = control.enable();
         if changed {
             self.reset_receive();
-            self.reset_transmit();
             // The data sheet: "the transmitter interrupt after changing FCR0 will be
             // immediate, if it is enabled".
-            self.registers.empty_pending = true;
+            self.registers.empty_pending |= self.is_sent();
+            self.stalled &= !self.has_room();
         }
         // The other bits are programmed only together with the first.
         if !control.enable() {
@@ -508,9 +521,6 @@ impl Uart {
         }
         if control.reset_receive() {
             self.reset_receive();
-        }
-        if control.reset_transmit() {
-            self.reset_transmit();
         }
         self.registers.trigger = control.trigger_level();
     }
@@ -521,14 +531,6 @@ impl Uart {
         self.registers.timeout_pending = false;
         let overrun = self.registers.line_errors.overrun_error();
         self.registers.line_errors = LineStatus::new().with_overrun_error(overrun);
-    }
-
-    fn reset_transmit(&mut self) {
-        if !self.transmit.is_empty() {
-            self.counters.discarded += self.transmit.len() as u64;
-            self.transmit.clear();
-            self.registers.empty_pending = true;
-        }
     }
 }
 
@@ -543,9 +545,10 @@ impl Lifecycle for Uart {
 
     fn reset(&mut self) {
         self.reset_receive();
-        self.reset_transmit();
         self.registers = Registers::at_reset(self.inputs);
         self.more_input = true;
+        // The VP that waited has been reset as well.
+        self.stalled = false;
         self.update_line();
     }
 
@@ -582,6 +585,10 @@ impl Device for Uart {
         self.send();
         self.fetch();
         self.update_line();
+    }
+
+    fn stalls(&self) -> bool {
+        self.stalled
     }
 
     fn deadline(&self) -> Option<VmTime> {

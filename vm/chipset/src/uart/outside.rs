@@ -51,7 +51,7 @@ pub struct UartCounters {
     /// Writes that held a VP up.
     #[inspect(counter)]
     pub stalls: u64,
-    /// Bytes that the guest itself threw away by resetting a FIFO or the machine.
+    /// Bytes of input that the guest threw away by resetting the FIFO or the machine.
     #[inspect(counter)]
     pub discarded: u64,
 }

@@ -65,7 +65,8 @@ impl InterruptId {
 pub(super) struct FifoControl {
     pub(super) enable: bool,
     pub(super) reset_receive: bool,
-    pub(super) reset_transmit: bool,
+    /// Has no effect: what is in that FIFO is as good as sent.
+    reset_transmit: bool,
     dma_mode: bool,
     #[bits(2)]
     reserved: u8,

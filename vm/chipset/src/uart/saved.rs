@@ -92,7 +92,7 @@ impl Uart {
         let registers = registers(&state)?;
         let capacity = if state.fifo_enabled { FIFO_SIZE } else { 1 };
         let receive = received(&state, capacity)?;
-        let transmit = fifo("transmit", &state.transmit, capacity)?;
+        let transmit = fifo("transmit", &state.transmit, FIFO_SIZE)?;
         let inputs = ModemStatus::from_bits(byte("modem_inputs", state.modem_inputs)?);
 
         self.inputs = ModemInputs {
@@ -202,10 +202,10 @@ pub(super) fn broken_states(uart: &Uart) -> Vec<(&'static str, SavedState)> {
         ("receive_errors", broken(|s| s.receive_errors = vec![0])),
         ("transmit", broken(|s| s.transmit = vec![0; 17])),
         (
-            "transmit",
+            "receive",
             broken(|s| {
                 s.fifo_enabled = false;
-                s.transmit = vec![0; 2];
+                s.receive = vec![0; 2];
             }),
         ),
     ]

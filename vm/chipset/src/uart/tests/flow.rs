@@ -55,6 +55,44 @@ fn a_full_fifo_holds_the_guest_up_and_loses_nothing() {
 }
 
 #[test]
+fn output_survives_every_reset_and_loopback() {
+    let mut uart = Fixture::open();
+    uart.room(0);
+    for byte in 0..5 {
+        uart.write(THR, byte);
+    }
+    uart.write(FCR, 0xc5);
+    uart.write(FCR, 0x00);
+    assert_eq!(uart.read(LSR), 0x00, "busy until it is sent");
+    assert_eq!(uart.try_write(THR, 5), Written::Stalled);
+    // Loopback has a path of its own, which is free.
+    uart.write(MCR, LOOP);
+    assert_eq!(uart.read(LSR), 0x60);
+    uart.write(THR, b'x');
+    assert_eq!(uart.read(RBR), b'x');
+    uart.uart.reset();
+    assert_eq!(uart.read(LSR), 0x00);
+    uart.room(100);
+    assert_eq!(uart.output(), [0, 1, 2, 3, 4]);
+    assert_eq!(uart.read(LSR), 0x60);
+}
+
+#[test]
+fn a_stall_ends_when_there_is_room_and_not_before() {
+    let mut uart = Fixture::open();
+    uart.room(0);
+    for byte in 0..16 {
+        uart.write(THR, byte);
+    }
+    assert!(!uart.uart.stalls());
+    assert_eq!(uart.try_write(THR, 16), Written::Stalled);
+    uart.uart.poll();
+    assert!(uart.uart.stalls());
+    uart.room(1);
+    assert!(!uart.uart.stalls());
+}
+
+#[test]
 fn without_fifos_one_byte_waits() {
     let mut uart = Fixture::new();
     uart.room(0);
