@@ -11,32 +11,82 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 /// Characters of the longest bar.
-const BAR: u64 = 40;
+const BAR: u128 = 40;
+
+/// The boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Boot {
+    /// What time 0 is.
+    zero: String,
+    /// Sorted by time.
+    milestones: Vec<Milestone>,
+}
 
 /// A moment of the boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Milestone {
     name: String,
     process: String,
-    /// The stamp itself: ticks of the time-stamp counter.
+    /// The processor's counter then.
     tsc: Option<u64>,
-    /// After the host's entry into VTL2.
+    /// After time 0.
     ns: u64,
 }
 
 pub(crate) fn run(client: &Client, args: &BootTimelineArgs) -> Result<(), Failure> {
-    let milestones = milestones(&client.inspect("boot/milestones", 2)?)?;
+    let boot = Boot::read(&client.inspect("boot", 3)?)?;
     let text = match args.json {
         true => {
-            json::text(&milestones, true)
-                .map_err(|error| Failure::Other(format!("JSON: {error}")))?
+            json::text(&boot, true).map_err(|error| Failure::Other(format!("JSON: {error}")))?
                 + "\n"
         }
-        false => table(&milestones),
+        false => boot.table(),
     };
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(Failure::Output)
+}
+
+impl Boot {
+    fn read(node: &Node) -> Result<Self, Failure> {
+        let zero = node.get("zero").and_then(Node::as_str);
+        Ok(Self {
+            zero: zero.unwrap_or("not known").to_owned(),
+            milestones: milestones(node.get("milestones").unwrap_or(&Node::Unevaluated))?,
+        })
+    }
+
+    /// A line per milestone: when, how long after the one before, and that as a bar.
+    fn table(&self) -> String {
+        let last = self.milestones.last().map_or(0, |last| last.ns).max(1);
+        let mut text = format!(
+            "time 0: {}\n{:>12}  {:>12}  {:<16}  MILESTONE\n",
+            printable(&self.zero),
+            "AT",
+            "TOOK",
+            "PROCESS"
+        );
+        let mut before = 0;
+        for milestone in &self.milestones {
+            let took = milestone.ns.saturating_sub(before);
+            before = milestone.ns;
+            let ms = |ns: u64| ns as f64 / 1e6;
+            let length = (u128::from(took) * BAR).div_ceil(u128::from(last));
+            _ = writeln!(
+                text,
+                "{:>9.3} ms  {:>9.3} ms  {:<16}  {:<28} {}",
+                ms(milestone.ns),
+                ms(took),
+                printable(&milestone.process),
+                printable(&milestone.name),
+                "#".repeat(length as usize),
+            );
+        }
+        // Bars of nothing leave blanks behind.
+        text.lines()
+            .flat_map(|line| [line.trim_end(), "\n"])
+            .collect()
+    }
 }
 
 /// Reads the directory of milestones, and sorts them by time.
@@ -66,35 +116,6 @@ fn milestones(node: &Node) -> Result<Vec<Milestone>, Failure> {
     Ok(milestones)
 }
 
-/// A line per milestone: when, how long after the one before, and that as a bar.
-fn table(milestones: &[Milestone]) -> String {
-    let last = milestones.last().map_or(0, |milestone| milestone.ns).max(1);
-    let mut text = format!(
-        "{:>10}  {:>10}  {:<16}  MILESTONE\n",
-        "AT", "TOOK", "PROCESS"
-    );
-    let mut before = 0;
-    for milestone in milestones {
-        let took = milestone.ns.saturating_sub(before);
-        before = milestone.ns;
-        let ms = |ns: u64| ns as f64 / 1e6;
-        let length = (u128::from(took) * u128::from(BAR)).div_ceil(u128::from(last));
-        _ = writeln!(
-            text,
-            "{:>7.3} ms  {:>7.3} ms  {:<16}  {:<28} {}",
-            ms(milestone.ns),
-            ms(took),
-            printable(&milestone.process),
-            printable(&milestone.name),
-            "#".repeat(length as usize),
-        );
-    }
-    // Bars of nothing leave blanks behind.
-    text.lines()
-        .map(|line| format!("{}\n", line.trim_end()))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,23 +139,41 @@ mod tests {
         }
     }
 
+    #[derive(Inspect)]
+    struct Tree {
+        zero: &'static str,
+        milestones: Vec<Stamp>,
+    }
+
+    fn read(milestones: Vec<Stamp>) -> Result<Boot, Failure> {
+        let tree = Tree {
+            zero: "the begin",
+            milestones,
+        };
+        Boot::read(&Query::new("").evaluate(&tree).now())
+    }
+
     #[test]
     fn milestones_are_sorted_and_have_bars() {
-        let stamps = [stamp("end", 4_000_000), stamp("start", 1_000_000)];
-        let node = Query::new("").evaluate(&stamps).now();
-        let milestones = milestones(&node).unwrap();
-        assert_eq!(milestones[0].tsc, Some(2_000_000));
-        let table = table(&milestones);
+        let stamps = vec![stamp("end", 4_000_000), stamp("start", 1_000_000)];
+        let boot = read(stamps).unwrap();
+        assert_eq!(boot.milestones[0].tsc, Some(2_000_000));
+        let table = boot.table();
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines.len(), 3);
+        assert_eq!(lines.len(), 4);
+        assert_eq!(lines[0], "time 0: the begin");
         assert!(
-            lines[1].starts_with("  1.000 ms    1.000 ms  shim"),
+            lines[2].starts_with("    1.000 ms      1.000 ms  shim"),
             "{table}"
         );
-        assert!(
-            lines[1].ends_with(&format!("start {}", "#".repeat(10))) || lines[1].ends_with('#')
-        );
-        assert_eq!(lines[2].matches('#').count(), 30);
+        assert_eq!(lines[2].matches('#').count(), 10);
+        assert_eq!(lines[3].matches('#').count(), 30);
+    }
+
+    #[test]
+    fn a_boot_without_milestones_is_an_error() {
+        let error = read(Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("expected at least one"), "{error}");
     }
 
     #[test]
@@ -142,6 +181,5 @@ mod tests {
         let node = Query::new("").evaluate(&[1u32]).now();
         let error = milestones(&node).unwrap_err().to_string();
         assert_eq!(error, "boot/milestones/0: expected a name and ns");
-        assert!(milestones(&Node::Dir(Vec::new())).is_err());
     }
 }

@@ -211,8 +211,7 @@ Examples:
   ohcldiag boot-timeline
   ohcldiag boot-timeline --json
 
-Time 0 is when the host entered VTL2. All stages stamp the same clock. A picture is made by
-`cargo xtask run --timeline boot.html`.")]
+All stages stamp the same clock. A picture is made by `cargo xtask run --timeline boot.html`.")]
 pub(crate) struct BootTimelineArgs {
     /// For programs: times in nanoseconds.
     #[arg(long)]

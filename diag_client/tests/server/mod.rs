@@ -94,7 +94,10 @@ impl Inspect for TestVm {
                 request.respond().unit("total", Unit::Bytes, &4096u64);
             })
             .child("boot", |request| {
-                request.respond().field("milestones", &MILESTONES);
+                request
+                    .respond()
+                    .field("zero", "begin")
+                    .field("milestones", &MILESTONES);
             })
             .child("proc", |request| {
                 request.respond().child("42", |request| {

@@ -272,16 +272,6 @@ impl Node {
             _ => None,
         }
     }
-
-    /// Removes every entry above `max`.
-    pub fn retain(&mut self, max: Sensitivity) {
-        if let Self::Dir(entries) = self {
-            entries.retain_mut(|entry| {
-                entry.node.retain(max);
-                entry.sensitivity <= max
-            });
-        }
-    }
 }
 
 impl Value {

@@ -5,6 +5,7 @@ mod command_line;
 mod config;
 mod crash;
 mod image;
+mod ohcldiag;
 mod tmk;
 mod vsock;
 mod worker;
