@@ -20,7 +20,7 @@
 //!   owner learns from [`Chipset::poll`] when to call again. So the crate is independent
 //!   of how the owner waits, and tests move the clock by hand.
 //! - A device that is saved and restored behaves as if nothing had happened.
-//! - All calls go one way: device, interrupt [`line`], IOAPIC, [`ioapic::ApicBus`]. Each
+//! - All calls go one way: device, interrupt [`mod@line`], IOAPIC, [`ioapic::ApicBus`]. Each
 //!   has a lock of its own, so VPs meet only at the device that both use.
 //!
 //! What it refuses: logging (counters and callbacks leave that to the owner), and device

@@ -51,6 +51,7 @@ use crate::state::RestoreError;
 use crate::state::SavedState;
 use crate::time::Clock;
 use crate::time::VmTime;
+use registers::Registers;
 
 /// Bytes in each FIFO.
 pub const FIFO_SIZE: usize = 16;
@@ -62,8 +63,6 @@ pub const COM2_BASE: u16 = 0x2f8;
 const PORTS: u16 = 8;
 /// Clock of the baud rate generator divided by the 16 clocks of a bit.
 const BITS_PER_SECOND: u64 = 115_200;
-/// 9600 baud; the data sheet leaves the latch undefined after a reset.
-const DIVISOR_AT_RESET: u16 = 12;
 /// Character times without input or read after which a FIFO below its trigger level
 /// causes an interrupt all the same.
 const TIMEOUT_CHARACTERS: u32 = 4;
@@ -84,54 +83,6 @@ mod offset {
 struct Received {
     byte: u8,
     errors: u8,
-}
-
-/// Registers of which the guest knows all bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Inspect)]
-struct Registers {
-    #[inspect(debug)]
-    interrupt_enable: InterruptEnable,
-    #[inspect(debug)]
-    line_control: LineControl,
-    #[inspect(debug)]
-    modem_control: ModemControl,
-    #[inspect(hex)]
-    scratch: u8,
-    divisor: u16,
-    fifo_enabled: bool,
-    /// Bytes in the FIFO that cause the receive interrupt.
-    trigger: u8,
-    /// OE, PE, FE and BI as LSR shows them.
-    #[inspect(debug)]
-    line_errors: LineStatus,
-    /// Modem lines (or the loop) and what has changed there.
-    #[inspect(debug)]
-    modem_status: ModemStatus,
-    /// The transmitter has become empty, and the guest does not know yet.
-    empty_pending: bool,
-    /// The character timeout has passed.
-    timeout_pending: bool,
-    /// The guest knows RTS.
-    rts_used: bool,
-}
-
-impl Registers {
-    fn at_reset(inputs: ModemInputs) -> Self {
-        Self {
-            interrupt_enable: InterruptEnable::new(),
-            line_control: LineControl::new(),
-            modem_control: ModemControl::new(),
-            scratch: 0,
-            divisor: DIVISOR_AT_RESET,
-            fifo_enabled: false,
-            trigger: 1,
-            line_errors: LineStatus::new(),
-            modem_status: ModemStatus::of_inputs(inputs),
-            empty_pending: false,
-            timeout_pending: false,
-            rts_used: false,
-        }
-    }
 }
 
 /// A UART.

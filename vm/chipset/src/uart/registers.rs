@@ -1,8 +1,12 @@
 //! Register layouts: data sheet, table II "Summary of registers".
 
 use bitfield_struct::bitfield;
+use inspect::Inspect;
 
 use super::ModemInputs;
+
+/// 9600 baud; the data sheet leaves the latch undefined after a reset.
+const DIVISOR_AT_RESET: u16 = 12;
 
 /// IER.
 #[bitfield(u8)]
@@ -211,5 +215,53 @@ impl ModemStatus {
 
     pub(super) const fn any_change(self) -> bool {
         self.into_bits() & 0x0f != 0
+    }
+}
+
+/// Registers of which the guest knows all bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Inspect)]
+pub(super) struct Registers {
+    #[inspect(debug)]
+    pub(super) interrupt_enable: InterruptEnable,
+    #[inspect(debug)]
+    pub(super) line_control: LineControl,
+    #[inspect(debug)]
+    pub(super) modem_control: ModemControl,
+    #[inspect(hex)]
+    pub(super) scratch: u8,
+    pub(super) divisor: u16,
+    pub(super) fifo_enabled: bool,
+    /// Bytes in the FIFO that cause the receive interrupt.
+    pub(super) trigger: u8,
+    /// OE, PE, FE and BI as LSR shows them.
+    #[inspect(debug)]
+    pub(super) line_errors: LineStatus,
+    /// Modem lines (or the loop) and what has changed there.
+    #[inspect(debug)]
+    pub(super) modem_status: ModemStatus,
+    /// The transmitter has become empty, and the guest does not know yet.
+    pub(super) empty_pending: bool,
+    /// The character timeout has passed.
+    pub(super) timeout_pending: bool,
+    /// The guest knows RTS.
+    pub(super) rts_used: bool,
+}
+
+impl Registers {
+    pub(super) fn at_reset(inputs: ModemInputs) -> Self {
+        Self {
+            interrupt_enable: InterruptEnable::new(),
+            line_control: LineControl::new(),
+            modem_control: ModemControl::new(),
+            scratch: 0,
+            divisor: DIVISOR_AT_RESET,
+            fifo_enabled: false,
+            trigger: 1,
+            line_errors: LineStatus::new(),
+            modem_status: ModemStatus::of_inputs(inputs),
+            empty_pending: false,
+            timeout_pending: false,
+            rts_used: false,
+        }
     }
 }
