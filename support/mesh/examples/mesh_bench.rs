@@ -30,7 +30,7 @@ const PEER: &str = "mesh_bench_peer";
 const PAYLOADS: [usize; 2] = [64, 4096];
 const DEFAULT_ROUND_TRIPS: usize = 10_000;
 /// The three take turns of this many round trips, so that a noisy moment hits all.
-const TURN: usize = 250;
+const TURN: usize = 50;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -52,6 +52,8 @@ struct Samples {
     mesh: Vec<u64>,
     seqpacket: Vec<u64>,
     stream: Vec<u64>,
+    /// For each turn the ratio of its medians.
+    ratios: Vec<f64>,
 }
 
 fn main() -> ExitCode {
@@ -109,7 +111,7 @@ fn echo(socket: OwnedFd) {
 
 fn bench(round_trips: Option<String>) -> Result<()> {
     let round_trips = round_trips.map_or(Ok(DEFAULT_ROUND_TRIPS), |text| text.parse())?;
-    let turns = round_trips.div_ceil(TURN);
+    let turns = round_trips.div_ceil(TURN).max(1);
     let report = block_on(async move {
         let (sender, requests) = mesh::channel();
         let (seqpacket, their_seqpacket) = pair(SocketType::SEQPACKET)?;
@@ -128,11 +130,13 @@ fn bench(round_trips: Option<String>) -> Result<()> {
             let payload: Vec<u8> = (0..size).map(|n| n as u8).collect();
             // The first turn of each warms up.
             for turn in 0..=turns {
-                let mesh = mesh_turn(&sender, &payload).await?;
+                let mut mesh = mesh_turn(&sender, &payload).await?;
                 let [seqpacket, stream] = &mut bare;
-                let seqpacket = bare_turn(seqpacket, &payload)?;
+                let mut seqpacket = bare_turn(seqpacket, &payload)?;
                 let stream = bare_turn(stream, &payload)?;
                 if turn > 0 {
+                    let ratio = median(&mut mesh) as f64 / median(&mut seqpacket) as f64;
+                    samples.ratios.push(ratio);
                     samples.mesh.extend(mesh);
                     samples.seqpacket.extend(seqpacket);
                     samples.stream.extend(stream);
@@ -185,19 +189,22 @@ fn bare_turn(socket: &mut UnixStream, payload: &[u8]) -> Result<Vec<u64>> {
 }
 
 impl Samples {
-    fn report(self, size: usize) -> serde_json::Value {
-        let [mesh, seqpacket, stream] = [self.mesh, self.seqpacket, self.stream].map(median);
+    fn report(mut self, size: usize) -> serde_json::Value {
+        let mesh = median(&mut self.mesh);
+        let seqpacket = median(&mut self.seqpacket);
+        self.ratios.sort_unstable_by(f64::total_cmp);
         serde_json::json!({
             "bytes": size,
             "mesh_rpc_ns": mesh,
             "seqpacket_ns": seqpacket,
-            "stream_ns": stream,
+            "stream_ns": median(&mut self.stream),
             "ratio": mesh as f64 / seqpacket as f64,
+            "turn_ratio": self.ratios[self.ratios.len() / 2],
         })
     }
 }
 
-fn median(mut times: Vec<u64>) -> u64 {
+fn median(times: &mut [u64]) -> u64 {
     times.sort_unstable();
     times[times.len() / 2]
 }

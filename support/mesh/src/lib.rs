@@ -74,6 +74,7 @@
 //! | `payloads[].seqpacket_ns` | median on a bare `SOCK_SEQPACKET` pair |
 //! | `payloads[].stream_ns` | median on a bare `SOCK_STREAM` pair |
 //! | `payloads[].ratio` | `mesh_rpc_ns` / `seqpacket_ns`; the bar is 2 |
+//! | `payloads[].turn_ratio` | median of the same ratio of each turn of 50 round trips: holds still on a busy machine |
 
 mod cancel;
 mod channel;
