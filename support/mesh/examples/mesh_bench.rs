@@ -52,8 +52,6 @@ struct Samples {
     mesh: Vec<u64>,
     seqpacket: Vec<u64>,
     stream: Vec<u64>,
-    /// For each turn the ratio of its medians.
-    ratios: Vec<f64>,
 }
 
 fn main() -> ExitCode {
@@ -112,6 +110,7 @@ fn echo(socket: OwnedFd) {
 fn bench(round_trips: Option<String>) -> Result<()> {
     let round_trips = round_trips.map_or(Ok(DEFAULT_ROUND_TRIPS), |text| text.parse())?;
     let turns = round_trips.div_ceil(TURN).max(1);
+    stay_on_one_cpu()?;
     let report = block_on(async move {
         let (sender, requests) = mesh::channel();
         let (seqpacket, their_seqpacket) = pair(SocketType::SEQPACKET)?;
@@ -130,13 +129,11 @@ fn bench(round_trips: Option<String>) -> Result<()> {
             let payload: Vec<u8> = (0..size).map(|n| n as u8).collect();
             // The first turn of each warms up.
             for turn in 0..=turns {
-                let mut mesh = mesh_turn(&sender, &payload).await?;
+                let mesh = mesh_turn(&sender, &payload).await?;
                 let [seqpacket, stream] = &mut bare;
-                let mut seqpacket = bare_turn(seqpacket, &payload)?;
+                let seqpacket = bare_turn(seqpacket, &payload)?;
                 let stream = bare_turn(stream, &payload)?;
                 if turn > 0 {
-                    let ratio = median(&mut mesh) as f64 / median(&mut seqpacket) as f64;
-                    samples.ratios.push(ratio);
                     samples.mesh.extend(mesh);
                     samples.seqpacket.extend(seqpacket);
                     samples.stream.extend(stream);
@@ -152,6 +149,15 @@ fn bench(round_trips: Option<String>) -> Result<()> {
     })??;
     println!("{report:#}");
     Ok(())
+}
+
+/// Keeps this process and its children on the CPU where it is. Otherwise the scheduler
+/// decides for each pair of threads whether a wake-up crosses CPUs, which costs four
+/// times as much, and so which of the three wins.
+fn stay_on_one_cpu() -> Result<()> {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(rustix::thread::sched_getcpu());
+    Ok(rustix::thread::sched_setaffinity(None, &cpus)?)
 }
 
 fn pair(kind: SocketType) -> Result<(OwnedFd, OwnedFd)> {
@@ -189,22 +195,19 @@ fn bare_turn(socket: &mut UnixStream, payload: &[u8]) -> Result<Vec<u64>> {
 }
 
 impl Samples {
-    fn report(mut self, size: usize) -> serde_json::Value {
-        let mesh = median(&mut self.mesh);
-        let seqpacket = median(&mut self.seqpacket);
-        self.ratios.sort_unstable_by(f64::total_cmp);
+    fn report(self, size: usize) -> serde_json::Value {
+        let [mesh, seqpacket, stream] = [self.mesh, self.seqpacket, self.stream].map(median);
         serde_json::json!({
             "bytes": size,
             "mesh_rpc_ns": mesh,
             "seqpacket_ns": seqpacket,
-            "stream_ns": median(&mut self.stream),
+            "stream_ns": stream,
             "ratio": mesh as f64 / seqpacket as f64,
-            "turn_ratio": self.ratios[self.ratios.len() / 2],
         })
     }
 }
 
-fn median(times: &mut [u64]) -> u64 {
+fn median(mut times: Vec<u64>) -> u64 {
     times.sort_unstable();
     times[times.len() / 2]
 }

@@ -63,7 +63,7 @@
 //! # The bench
 //! `cargo run --release -p mesh --example mesh_bench [-- ROUND_TRIPS]` measures round trips
 //! between two processes: a call through mesh, and the same payload on bare, blocking
-//! socket pairs, in turns. It prints one JSON object:
+//! socket pairs, in turns, all on one CPU. It prints one JSON object:
 //!
 //! | key | meaning |
 //! | --- | --- |
@@ -74,7 +74,6 @@
 //! | `payloads[].seqpacket_ns` | median on a bare `SOCK_SEQPACKET` pair |
 //! | `payloads[].stream_ns` | median on a bare `SOCK_STREAM` pair |
 //! | `payloads[].ratio` | `mesh_rpc_ns` / `seqpacket_ns`; the bar is 2 |
-//! | `payloads[].turn_ratio` | median of the same ratio of each turn of 50 round trips: holds still on a busy machine |
 
 mod cancel;
 mod channel;
