@@ -106,6 +106,9 @@ pub trait Wake: Send + Sync {
 
     /// A device that has stalled a write can take it now: each VP that waits with a
     /// [`Written::Stalled`] makes its write again.
+    ///
+    /// It may come before the VP waits: count the calls, and let the VP compare with the
+    /// count from before its write.
     fn unstalled(&self);
 }
 
