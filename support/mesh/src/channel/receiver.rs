@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::task::Context;
 use std::task::Poll;
+use std::task::ready;
 use thiserror::Error;
 use tokio::io::Interest;
 
@@ -147,7 +148,13 @@ impl<T: Message> Receiver<T> {
     /// # Errors
     /// No message will come any more.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, RecvError>> {
-        self.next(Some(cx))
+        // A sender that never pauses must not keep other tasks from their turns.
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        let next = self.next(Some(cx));
+        if next.is_ready() {
+            coop.made_progress();
+        }
+        next
     }
 
     fn next(&mut self, mut cx: Option<&mut Context<'_>>) -> Poll<Result<T, RecvError>> {

@@ -167,3 +167,46 @@ impl Lines {
         self.last.push_back(line);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    fn lines(parts: &[&[u8]]) -> (Vec<String>, Vec<String>) {
+        let (sink, taken) = mpsc::channel();
+        let mut lines = Lines {
+            sink: Box::new(move |line| sink.send(line.to_owned()).expect("a listener")),
+            last: VecDeque::new(),
+            unfinished: Vec::new(),
+        };
+        for part in parts {
+            lines.add(part);
+        }
+        lines.finish();
+        let last = Vec::from(lines.last);
+        drop(lines.sink);
+        (taken.iter().collect(), last)
+    }
+
+    #[test]
+    fn text_is_cut_into_lines_wherever_it_is_divided() {
+        let (taken, last) = lines(&[b"one\ntw", b"o", b"\n\nthree"]);
+        assert_eq!(taken, ["one", "two", "", "three"]);
+        assert_eq!(taken, last);
+    }
+
+    #[test]
+    fn long_lines_are_divided_and_the_last_lines_kept() {
+        let long = [b'x'; LINE_MAX + 5];
+        let (taken, _) = lines(&[&long[..7], &long[7..], b"\ny"]);
+        assert_eq!(taken, ["x".repeat(LINE_MAX), "x".repeat(5), "y".into()]);
+        let (taken, last) = lines(&[&[b'\n'; 3 * LAST_LINES]]);
+        assert_eq!((taken.len(), last.len()), (3 * LAST_LINES, LAST_LINES));
+    }
+
+    #[test]
+    fn what_is_not_text_is_made_text() {
+        assert_eq!(lines(&[b"a\xffb"]).0, ["a\u{fffd}b"]);
+    }
+}

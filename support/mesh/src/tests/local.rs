@@ -98,6 +98,27 @@ fn sending_waits_for_space() {
 }
 
 #[test]
+fn a_sender_without_pause_leaves_other_tasks_their_turns() {
+    run(async {
+        const COUNT: u32 = 200;
+        for remote in [false, true] {
+            let (sender, receiver) = channel();
+            let mut receiver = if remote { travel(receiver) } else { receiver };
+            for number in 0..COUNT {
+                sender.try_send(number).expect("sent");
+            }
+            let other = tokio::spawn(async {});
+            while receiver.recv().await.expect("a message") < COUNT - 1 {
+                if other.is_finished() {
+                    break;
+                }
+            }
+            assert!(other.is_finished());
+        }
+    });
+}
+
+#[test]
 fn senders_learn_that_the_receiver_is_gone() {
     run(async {
         for remote in [false, true] {
