@@ -278,7 +278,10 @@ impl Client {
             openhcl::OPENHCL_CONTROL,
             openhcl::POWER_OFF,
             &diag::Empty {},
-        )
+        )?;
+        // The server stays until its clients have gone, so that they get their answers.
+        *self.control.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
     }
 
     pub(crate) fn open_data(&self) -> Result<(u64, std::os::unix::net::UnixStream), Error> {
