@@ -142,16 +142,30 @@ fn lint_bare_metal(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result
         (BARE_METAL_TARGET, &BARE_METAL_PACKAGES[..]),
         (ARM_TARGET, &["openhcl_boot"]),
     ] {
-        let mut command = cargo::cargo(&workspace.root);
-        command.args(["clippy", "--locked"]);
-        prepared.bare_metal.apply(&mut command, target);
-        for package in packages {
-            command.args(["--package", package, "--bin", package]);
-        }
-        command.args(["--", "-Dwarnings"]);
-        run(prepared, &format!("lint for {target}"), command)?;
+        let programs: Vec<_> = packages
+            .iter()
+            .flat_map(|package| ["--package", package, "--bin", package])
+            .collect();
+        lint_for(prepared, workspace, target, &programs)?;
     }
+    // The host will load guests with it.
+    let library = ["--package", "vm_loader", "--lib"];
+    lint_for(prepared, workspace, BARE_METAL_TARGET, &library)?;
     Ok(Counts::default())
+}
+
+fn lint_for(
+    prepared: &Prepared,
+    workspace: &Workspace,
+    target: &str,
+    what: &[&str],
+) -> anyhow::Result<()> {
+    let mut command = cargo::cargo(&workspace.root);
+    command.args(["clippy", "--locked"]);
+    prepared.bare_metal.apply(&mut command, target);
+    command.args(what).args(["--", "-Dwarnings"]);
+    run(prepared, &format!("lint for {target}"), command)?;
+    Ok(())
 }
 
 fn unit_tests(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {

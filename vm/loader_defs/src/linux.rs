@@ -25,6 +25,8 @@ pub const BOOT_FLAG: u16 = 0xaa55;
 pub const BOOT_PROTOCOL_VERSION: u16 = 0x020f;
 /// The first boot protocol that says whether there is a 64-bit entry, 2.12.
 pub const BOOT_PROTOCOL_XLOADFLAGS: u16 = 0x020c;
+/// The first boot protocol with `acpi_rsdp_addr`, 2.14.
+pub const BOOT_PROTOCOL_RSDP: u16 = 0x020e;
 /// Value of `type_of_loader` of a boot loader without an assigned id.
 pub const LOADER_UNKNOWN: u8 = 0xff;
 /// Offset of the setup header in `boot_params` and in a bzImage.

@@ -7,7 +7,7 @@ use crate::memory::Free;
 use crate::plan::{Piece, PlanError, Tail};
 use alloc::vec;
 use alloc::vec::Vec;
-use loader_defs::linux::{COMMAND_LINE_MAX, ENTRY64_OFFSET, SetupHeader};
+use loader_defs::linux::{BOOT_PROTOCOL_RSDP, COMMAND_LINE_MAX, ENTRY64_OFFSET, SetupHeader};
 use loader_defs::range::GpaRange;
 
 /// `initrd_addr_max` of every x86-64 kernel; a vmlinux does not say it.
@@ -51,6 +51,13 @@ impl<'a> PlacedKernel<'a> {
             Some(header) => header.cmdline_size,
             None => COMMAND_LINE_MAX,
         }
+    }
+
+    /// The kernel reads `acpi_rsdp_addr`. A vmlinux does not say it; that field is as old as
+    /// Linux 5.0.
+    pub(super) fn reads_rsdp_address(&self) -> bool {
+        self.header
+            .is_none_or(|header| header.version >= BOOT_PROTOCOL_RSDP)
     }
 
     /// A vmlinux goes where it is linked to. A program that can be anywhere and is not

@@ -11,6 +11,9 @@
 //! | 0x9000 | command line |
 //! | 0xe0000 | ACPI tables, the RSDP first, where also a kernel finds it that looks for it |
 //!
+//! If the VM has no RAM at 0xe0000 (on a PC, it is the firmware's read-only shadow), the
+//! ACPI tables are at 0x20000 or behind, for kernels that are told where.
+//!
 //! From 1 MiB on: the kernel where it is linked to or wants to be, the initrd at the next
 //! multiple of 2 MiB behind it that has room.
 
@@ -42,8 +45,10 @@ pub const ZERO_PAGE_GPA: u64 = 0x2000;
 pub const PAGE_TABLES_GPA: u64 = 0x3000;
 /// Where the command line is.
 pub const COMMAND_LINE_GPA: u64 = PAGE_TABLES_GPA + PAGE_TABLE_COUNT as u64 * PAGE_SIZE;
-/// Where the ACPI tables are.
+/// Where the ACPI tables are, if there is RAM.
 pub const ACPI_GPA: u64 = BIOS_AREA_START;
+/// Where they are at the lowest, if not.
+pub const ACPI_LOW_GPA: u64 = 0x2_0000;
 /// Nothing is loaded at or above: what the page tables map.
 pub const ADDRESS_LIMIT: u64 = 4 * GIB;
 /// The lowest address of a kernel.
@@ -66,8 +71,7 @@ pub struct LinuxDirect<'a> {
     pub initrd: Option<&'a [u8]>,
     /// Without a zero.
     pub command_line: &'a str,
-    /// The memory of the VM. It must have RAM below 640 KiB, and from 0xe0000 to 1 MiB if
-    /// there is a chipset.
+    /// The memory of the VM. It must have RAM below 640 KiB.
     pub memory: MemoryLayout<'a>,
     /// What the ACPI tables describe; `None`: there are none.
     pub chipset: Option<&'a Chipset<'a>>,
@@ -178,13 +182,16 @@ pub enum LoadError {
     /// The ACPI tables.
     #[error("ACPI: {0}")]
     Acpi(#[from] AcpiError),
-    /// The ACPI tables are too large.
-    #[error("ACPI tables have {size} bytes, expected at most {max} (0xe0000 to 1 MiB)")]
-    AcpiTooLarge {
+    /// No room for the ACPI tables.
+    #[error(
+        "ACPI tables of {size} bytes do not fit: from 0xe0000 to 1 MiB there is not enough RAM, \
+         and {elsewhere}"
+    )]
+    AcpiDoesNotFit {
         /// Their size.
-        size: usize,
-        /// Their room.
-        max: u64,
+        size: u64,
+        /// Why they cannot be anywhere else.
+        elsewhere: &'static str,
     },
     /// The memory map is too long.
     #[error("memory map has {found} entries, expected at most {max}")]
@@ -217,13 +224,13 @@ impl<'a> LinuxDirect<'a> {
         let kernel = PlacedKernel::new(self.kernel, &free, limit)?;
         let initrd = self.place_initrd(&kernel, &free, limit)?;
         let command_line = self.command_line(&kernel)?;
-        let tables = self.acpi_tables()?;
-        let acpi = GpaRange::new(ACPI_GPA, tables.len() as u64).unwrap_or(GpaRange::EMPTY);
+        let tables = self.acpi_tables(&kernel, &usable)?;
+        let acpi = tables.as_ref().map(|tables| tables.range);
         let zero_page = zero_page::build(&zero_page::Contents {
             header: kernel.header,
             command_line: COMMAND_LINE_GPA,
             initrd,
-            rsdp: if tables.is_empty() { 0 } else { ACPI_GPA },
+            rsdp: acpi.map_or(0, |range| range.start()),
             memory_map: &zero_page::memory_map(&usable, self.memory.reserved, acpi),
         })?;
 
@@ -240,28 +247,41 @@ impl<'a> LinuxDirect<'a> {
             COMMAND_LINE_GPA,
             command_line.into(),
         )?);
-        if !tables.is_empty() {
-            pieces.push(Piece::new("ACPI tables", ACPI_GPA, tables.into())?);
-        }
+        pieces.extend(tables);
         if let (Some(range), Some(file)) = (initrd, self.initrd) {
             pieces.push(Piece::new("initrd", range.start(), file.into())?);
         }
         Ok(Plan::new(pieces, registers(kernel.entry), &usable, limit)?)
     }
 
-    fn acpi_tables(&self) -> Result<Vec<u8>, LoadError> {
+    fn acpi_tables(
+        &self,
+        kernel: &PlacedKernel<'_>,
+        usable: &Free,
+    ) -> Result<Option<Piece<'a>>, LoadError> {
         let Some(chipset) = self.chipset else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
-        let tables = acpi::build(chipset, self.memory.ram, ACPI_GPA)?;
-        let max = BIOS_AREA_END - BIOS_AREA_START;
-        if tables.len() as u64 > max {
-            return Err(LoadError::AcpiTooLarge {
-                size: tables.len(),
-                max,
-            });
-        }
-        Ok(tables)
+        // The size does not depend on the address, so this is only to know it.
+        let size = acpi::build(chipset, self.memory.ram, ACPI_GPA)?.len() as u64;
+        let does_not_fit = |elsewhere| LoadError::AcpiDoesNotFit { size, elsewhere };
+        let in_bios_area = GpaRange::new(ACPI_GPA, size)
+            .filter(|range| range.end() <= BIOS_AREA_END && usable.contains(*range));
+        let range = match in_bios_area {
+            Some(range) => range,
+            None if !kernel.reads_rsdp_address() => {
+                return Err(does_not_fit("this kernel looks for them only there"));
+            }
+            None => usable
+                .find(size, PAGE_SIZE, ACPI_LOW_GPA, LEGACY_HOLE_START)
+                .ok_or(does_not_fit("neither is there from 0x20000 to 640 KiB"))?,
+        };
+        let tables = acpi::build(chipset, self.memory.ram, range.start())?;
+        Ok(Some(Piece::new(
+            "ACPI tables",
+            range.start(),
+            tables.into(),
+        )?))
     }
 
     fn place_initrd(
@@ -350,4 +370,5 @@ fn registers(entry: u64) -> Registers {
     }
 }
 
-const _: () = assert!(COMMAND_LINE_GPA < LEGACY_HOLE_START);
+// There is room for the longest command line of Linux.
+const _: () = assert!(COMMAND_LINE_GPA + 0x1_0000 <= ACPI_LOW_GPA);

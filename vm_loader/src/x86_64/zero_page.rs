@@ -61,10 +61,18 @@ pub(super) fn build(contents: &Contents<'_>) -> Result<Vec<u8>, LoadError> {
 
 /// E820: what the guest may use without the legacy hole, what is reserved, and the ACPI
 /// tables. Ascending and disjoint.
-pub(super) fn memory_map(usable: &Free, reserved: &[GpaRange], acpi: GpaRange) -> Vec<E820Entry> {
+pub(super) fn memory_map(
+    usable: &Free,
+    reserved: &[GpaRange],
+    acpi: Option<GpaRange>,
+) -> Vec<E820Entry> {
     let legacy = GpaRange::from_bounds(LEGACY_HOLE_START, BIOS_AREA_END).unwrap_or(GpaRange::EMPTY);
     let mut ram = usable.clone();
     ram.remove(legacy);
+    let acpi = acpi.map(whole_pages);
+    if let Some(acpi) = acpi {
+        ram.remove(acpi);
+    }
     let entry = |typ: u32| {
         move |range: &GpaRange| E820Entry {
             addr: range.start(),
@@ -72,10 +80,9 @@ pub(super) fn memory_map(usable: &Free, reserved: &[GpaRange], acpi: GpaRange) -
             typ,
         }
     };
-    let acpi = whole_pages(acpi);
     let mut map: Vec<_> = ram.ranges().iter().map(entry(E820_RAM)).collect();
     map.extend(reserved.iter().map(entry(E820_RESERVED)));
-    map.extend((!acpi.is_empty()).then(|| entry(E820_ACPI)(&acpi)));
+    map.extend(acpi.iter().map(entry(E820_ACPI)));
     map.sort_by_key(|entry| entry.addr);
     map
 }

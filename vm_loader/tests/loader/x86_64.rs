@@ -301,18 +301,54 @@ fn memory_that_the_boot_data_needs_must_be_there() {
         plan(in_the_way, None),
         not_ram("zero page", range(0x2000, 0x3000))
     );
-    assert!(matches!(
-        plan(no_bios_area, Some(&CHIPSET)),
-        Err(LoadError::Plan(PlanError::NotRam {
-            what: "ACPI tables",
-            ..
-        }))
-    ));
     assert_eq!(plan(no_bios_area, None), Ok(()));
     let no_memory = MemoryLayout { ram: &[], ..SMALL };
     assert_eq!(
         plan(no_memory, None),
         Err(LoadError::Memory(MemoryError::NoRam))
+    );
+}
+
+#[test]
+fn acpi_tables_go_below_where_the_bios_area_is_not_ram() {
+    let image = |version| {
+        BzImageFile {
+            version,
+            ..BzImageFile::default()
+        }
+        .bytes()
+    };
+    let reserved = [range(0xa_0000, 0x10_0000)];
+    let everything_low = [range(0xa000, 0x10_0000)];
+    let plan = |version, reserved| {
+        let kernel = image(version);
+        let memory = MemoryLayout { reserved, ..SMALL };
+        let direct = LinuxDirect {
+            memory,
+            ..direct(&kernel)
+        };
+        direct.plan().map(|plan| {
+            let place = place(&plan, "ACPI tables");
+            let memory = Memory::with(&plan);
+            assert_eq!(memory.read_u64(0x2070), place.start(), "acpi_rsdp_addr");
+            assert_eq!(memory.read(place.start(), 8), b"RSD PTR ");
+            place.start()
+        })
+    };
+    let elsewhere = |result| match result {
+        Err(LoadError::AcpiDoesNotFit { elsewhere, .. }) => elsewhere,
+        other => panic!("{other:?}"),
+    };
+
+    assert_eq!(plan(0x20f, &[][..]), Ok(0xe_0000));
+    assert_eq!(plan(0x20f, &reserved), Ok(0x2_0000));
+    assert_eq!(
+        elsewhere(plan(0x20d, &reserved)),
+        "this kernel looks for them only there"
+    );
+    assert_eq!(
+        elsewhere(plan(0x20f, &everything_low)),
+        "neither is there from 0x20000 to 640 KiB"
     );
 }
 

@@ -179,6 +179,32 @@ fn memory_map_has_ram_reserved_memory_and_acpi_tables() {
 }
 
 #[test]
+fn acpi_tables_in_low_memory_are_not_ram() {
+    let kernel = vmlinux();
+    let memory = MemoryLayout {
+        reserved: &[range(0xc_0000, 0x10_0000)],
+        ..SMALL
+    };
+    let direct = LinuxDirect {
+        memory,
+        ..direct(&kernel, None)
+    };
+
+    let page = ZeroPage::of(&direct);
+
+    assert_eq!(
+        page.memory_map(),
+        [
+            (0, 0x2_0000, 1),
+            (0x2_0000, 0x2_1000, 3),
+            (0x2_1000, 0xa_0000, 1),
+            (0xc_0000, 0x10_0000, 2),
+            (MIB, 256 * MIB, 1),
+        ]
+    );
+}
+
+#[test]
 fn memory_map_that_does_not_fit_is_refused() {
     let kernel = vmlinux();
     let pieces = |count: u64| -> Vec<Ram> {
