@@ -46,7 +46,7 @@ use std::task::Context;
 use std::task::Waker;
 use tokio::io::unix::AsyncFd;
 
-/// Most messages in the queue of a [`channel`] inside a process.
+/// Most messages in the queue of a [`channel()`] inside a process.
 pub const DEFAULT_CAPACITY: usize = 256;
 
 /// Makes a channel whose queue has [`DEFAULT_CAPACITY`].

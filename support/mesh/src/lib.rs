@@ -1,7 +1,7 @@
 //! Typed channels inside and between the processes of the paravisor.
 //!
 //! # What it is
-//! [`channel`] makes a queue with many [`Sender`]s and one [`Receiver`], [`oneshot`] one
+//! [`channel()`] makes a queue with many [`Sender`]s and one [`Receiver`], [`oneshot()`] one
 //! for a single message. What serde can write and read is a [`Message`]. So are both ends
 //! of a channel, file descriptors ([`Fd`]) and calls ([`Rpc`]): each can be a field of a
 //! message, and works on when it arrives in another process. [`process::launch`] starts

@@ -20,13 +20,13 @@ pub fn oneshot<T: Message>() -> (OneshotSender<T>, OneshotReceiver<T>) {
     (OneshotSender(sender), OneshotReceiver(receiver))
 }
 
-/// Sends the message of a [`oneshot`]. Dropped before, it closes the channel. It can be
+/// Sends the message of a [`oneshot()`]. Dropped before, it closes the channel. It can be
 /// sent in a message.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(bound = "")]
 pub struct OneshotSender<T: Message>(Sender<T>);
 
-/// The future of the message of a [`oneshot`]. It can be sent in a message.
+/// The future of the message of a [`oneshot()`]. It can be sent in a message.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(bound = "")]
 pub struct OneshotReceiver<T: Message>(Receiver<T>);
