@@ -4,6 +4,7 @@ mod boot;
 mod command_line;
 mod config;
 mod crash;
+mod diag;
 mod image;
 mod ohcldiag;
 mod tmk;
