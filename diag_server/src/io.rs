@@ -26,6 +26,7 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::unix::AsyncFdReadyGuard;
 use tokio::task::coop::consume_budget;
 
 /// Most bytes of one write.
@@ -51,6 +52,13 @@ const SAY_AGAIN: [Duration; 5] = [
     Duration::from_secs(3),
     Duration::from_secs(9),
 ];
+
+/// How long a vsock connection is quiet before the helper is told to look at its client.
+///
+/// When a client ends with bytes in its socket that it has not read, the vhost-user helper
+/// gets an error instead of the end, and does not pass it on: the connection would be there
+/// for ever. A packet about the buffer's size makes it look again, and then it sees the end.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// A listening socket.
 pub struct Listener {
@@ -186,11 +194,24 @@ impl Stream {
                 Err(Errno::EAGAIN) => {}
                 result => return Ok(result?),
             }
-            let mut guard = self.fd.ready(interest).await?;
+            let mut guard = self.ready(interest).await?;
             match operation() {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => guard.clear_ready(),
                 result => return Ok(result?),
+            }
+        }
+    }
+
+    /// What the reactor says, and on vsock a look at the peer from time to time.
+    async fn ready(&self, interest: Interest) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+        if self.kind != Kind::Vsock {
+            return self.fd.ready(interest).await;
+        }
+        loop {
+            match tokio::time::timeout(QUIET, self.fd.ready(interest)).await {
+                Ok(ready) => return ready,
+                Err(_) => sys::tell_buffer_size(self.fd.get_ref())?,
             }
         }
     }
@@ -209,7 +230,7 @@ impl Stream {
     /// The two are taken for the same, because on vsock they are: the helper, and so the
     /// host's clients, only know the whole of a connection.
     pub(crate) async fn hung_up(&self) {
-        while let Ok(mut guard) = self.fd.ready(Interest::READABLE).await {
+        while let Ok(mut guard) = self.ready(Interest::READABLE).await {
             if guard.ready().is_read_closed() {
                 return;
             }

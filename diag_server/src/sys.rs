@@ -67,6 +67,29 @@ pub(crate) fn terminal(size: &Winsize) -> nix::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
+/// Makes the kernel tell the peer of a vsock connection the size of its buffer. It does so
+/// when the size changes, so it is changed and changed back.
+pub(crate) fn tell_buffer_size(socket: &OwnedFd) -> nix::Result<()> {
+    /// What the kernel gives every vsock socket, and the most it allows.
+    const SIZE: u64 = 256 << 10;
+    /// `SO_VM_SOCKETS_BUFFER_SIZE` of `linux/vm_sockets.h`.
+    const BUFFER_SIZE: libc::c_int = 0;
+    for size in [SIZE - 1, SIZE] {
+        // SAFETY: the option takes the address and length of a `u64`, which is only read.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::AF_VSOCK,
+                BUFFER_SIZE,
+                (&raw const size).cast(),
+                size_of::<u64>() as libc::socklen_t,
+            )
+        };
+        Errno::result(result)?;
+    }
+    Ok(())
+}
+
 /// Accepts a connection: not blocking, closed on exec.
 pub(crate) fn accept(listener: impl AsFd) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

@@ -281,8 +281,9 @@ fn programs_run_with_pipes_and_with_a_terminal() {
     assert_eq!(text(process.stdout.take()), "terminal\r\n");
     assert_eq!(process.wait(Some(PATIENCE)).expect("it ends"), 128 + 9);
 
-    // Its client goes away: that is the end of the terminal, and of what runs on it.
-    let request = exec("echo $$; read nothing", true);
+    // Its client goes away, with output that it has not read: that is the end of the
+    // terminal, and of what runs on it.
+    let request = exec("echo $$; exec sleep 100000", true);
     let mut process = client.exec(&request).expect("it starts");
     let mut pid = [0; 1];
     let stdout = process.stdout.as_mut().expect("it was asked for");
