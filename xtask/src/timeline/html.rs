@@ -104,6 +104,7 @@ impl Panel {
         self.draw_axis(page, height);
         for (row, (colour, process, marks)) in lanes.iter().enumerate() {
             let middle = (row as f64 + 0.5) * LANE;
+            self.draw_lead(page, timeline, middle, *colour, marks);
             draw_lane(self, page, middle, *colour, process, marks);
         }
         *page += "</svg>\n";
@@ -124,6 +125,36 @@ impl Panel {
             );
             tick += 1.0;
         }
+    }
+
+    /// A fainter bar for the time from whatever came before to the first mark: what this
+    /// process, or its start, needed to reach it.
+    fn draw_lead(
+        &self,
+        page: &mut String,
+        timeline: &BootTimeline,
+        middle: f64,
+        colour: usize,
+        marks: &[&Milestone],
+    ) {
+        let Some(first) = marks.first() else { return };
+        let earlier = timeline.milestones.iter().rev();
+        let before = earlier.map(|m| m.at).find(|at| *at < first.at);
+        let Some(before) = before.filter(|at| self.shows(*at)) else {
+            return;
+        };
+        let (left, right) = (self.x(ms(before)), self.x(ms(first.at)));
+        let _ = writeln!(
+            page,
+            "<rect x=\"{left:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{}\" \
+             fill=\"var(--c{colour})\" fill-opacity=\"0.15\"><title>{:.3} ms to {}: {}</title></rect>",
+            middle - BAR / 4.0,
+            right - left,
+            BAR / 2.0,
+            ms(first.at - before),
+            escape(&first.process),
+            escape(&first.name),
+        );
     }
 
     fn shows(&self, at: Duration) -> bool {
