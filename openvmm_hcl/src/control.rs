@@ -10,6 +10,7 @@ use crate::instance::Instance;
 use crate::instance::Patience;
 use crate::instance::QUEUE;
 use crate::instance::Report;
+use crate::instance::WatchdogStats;
 use crate::policy::Policy;
 use crate::policy::Verdict;
 use crate::requests::ControlRequest;
@@ -349,6 +350,7 @@ impl Controller {
                 return self.fail(format!("it cannot be started: {}", chain(&error)));
             }
         };
+        let watchdog = Arc::<WatchdogStats>::default();
         {
             let mut state = self.paravisor.state();
             state.failure = None;
@@ -356,6 +358,7 @@ impl Controller {
                 pid: child.pid(),
                 generation,
                 requests: requests.clone(),
+                watchdog: watchdog.clone(),
             });
         }
         let (commands, watch_commands) = mpsc::channel(QUEUE);
@@ -366,6 +369,7 @@ impl Controller {
             events,
             requests,
             patience: self.patience(),
+            watchdog,
         };
         tokio::spawn(instance.watch(watch_commands, self.reports.0.clone()));
     }

@@ -3,6 +3,8 @@
 //! A task of its own watches it, so that whatever the worker does, or fails to do, the rest
 //! of the control process goes on answering.
 
+use inspect::Inspect;
+use inspect::Unit;
 use mesh::Bytes;
 use mesh::CancelContext;
 use mesh::Receiver;
@@ -14,6 +16,9 @@ use mesh::process::Death;
 use nix::sys::signal::Signal;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,6 +28,13 @@ use underhill_core::clock::Stamp;
 
 /// Commands and reports that wait at a time; there are never many.
 pub(crate) const QUEUE: usize = 8;
+
+/// The longest reason of a worker for its end, in bytes.
+const REASON_MAX: usize = 1024;
+
+/// The most stamps that a worker may report, and the longest name of one in bytes.
+const STAMPS_MAX: usize = 16;
+const STAMP_NAME_MAX: usize = 64;
 
 /// How closely a worker is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +112,33 @@ pub(crate) fn describe_cause(cause: Cause) -> String {
     }
 }
 
+/// How the watchdog's questions were answered.
+#[derive(Debug, Default)]
+pub(crate) struct WatchdogStats {
+    answers: AtomicU64,
+    last_ns: AtomicU64,
+    longest_ns: AtomicU64,
+}
+
+impl WatchdogStats {
+    fn answered(&self, after: Duration) {
+        let ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        self.answers.fetch_add(1, Relaxed);
+        self.last_ns.store(ns, Relaxed);
+        self.longest_ns.fetch_max(ns, Relaxed);
+    }
+}
+
+impl Inspect for WatchdogStats {
+    fn inspect(&self, request: inspect::Request<'_>) {
+        request
+            .respond()
+            .counter("answers", &self.answers)
+            .unit("last_answer_took", Unit::Nanoseconds, &self.last_ns)
+            .unit("longest_answer_took", Unit::Nanoseconds, &self.longest_ns);
+    }
+}
+
 /// What the watch over a worker comes to.
 enum Outcome {
     /// It must be killed, and why.
@@ -117,6 +156,7 @@ pub(crate) struct Instance {
     pub(crate) events: Receiver<Event>,
     pub(crate) requests: Sender<Request>,
     pub(crate) patience: Patience,
+    pub(crate) watchdog: Arc<WatchdogStats>,
 }
 
 impl Instance {
@@ -139,12 +179,14 @@ impl Instance {
                 event = self.events.recv(), if hears_events => match event {
                     Ok(Event::Ready { stamps }) => {
                         watch = self.patience.watchdog.map(|(interval, deadline)| {
-                            watchdog(self.requests.clone(), interval, deadline)
+                            let stats = self.watchdog.clone();
+                            watchdog(self.requests.clone(), stats, interval, deadline)
                         });
+                        let stamps = sensible(stamps);
                         // The controller ends after its workers: it listens.
                         let _ = reports.send(Report::Ready { generation, stamps }).await;
                     }
-                    Ok(Event::Failed { reason: why }) => reason = Some(why),
+                    Ok(Event::Failed { reason: why }) => reason = Some(cut(why, REASON_MAX)),
                     // Either it dies, which is seen, or the watchdog finds it.
                     Err(_) => hears_events = false,
                 },
@@ -172,6 +214,12 @@ impl Instance {
                 },
             }
         };
+        // What it said right before its end may still be on its way to here.
+        while let Ok(Some(event)) = self.events.try_recv() {
+            if let Event::Failed { reason: why } = event {
+                reason = Some(cut(why, REASON_MAX));
+            }
+        }
         let Death { cause, last_lines } = death;
         let end = End {
             reason,
@@ -188,6 +236,20 @@ impl Instance {
             tracing::debug!(%error, "{signal} did not reach the VM worker");
         }
     }
+}
+
+/// A worker is not trusted to be brief.
+fn sensible(mut stamps: Vec<Stamp>) -> Vec<Stamp> {
+    stamps.truncate(STAMPS_MAX);
+    for stamp in &mut stamps {
+        stamp.name = cut(std::mem::take(&mut stamp.name), STAMP_NAME_MAX);
+    }
+    stamps
+}
+
+fn cut(mut text: String, max: usize) -> String {
+    text.truncate(text.floor_char_boundary(max));
+    text
 }
 
 /// The outcome of the watch, if there is one.
@@ -216,13 +278,19 @@ fn not_ended(deadline: Duration) -> Watch {
 }
 
 /// Asks again and again; ends when an answer does not come.
-fn watchdog(requests: Sender<Request>, interval: Duration, deadline: Duration) -> Watch {
+fn watchdog(
+    requests: Sender<Request>,
+    stats: Arc<WatchdogStats>,
+    interval: Duration,
+    deadline: Duration,
+) -> Watch {
     Box::pin(async move {
         loop {
             tokio::time::sleep(interval).await;
             let context = CancelContext::new().with_timeout(deadline);
+            let asked = Instant::now();
             match requests.call_within(&context, Request::Ping, ()).await {
-                Ok(()) => {}
+                Ok(()) => stats.answered(asked.elapsed()),
                 // Its end is about to be seen. If it only closed its channels, it is as
                 // useless as one that hangs.
                 Err(RpcError::PeerGone) => tokio::time::sleep(deadline).await,
@@ -257,23 +325,4 @@ fn stop(requests: Sender<Request>, deadline: Duration) -> Watch {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cause_is_told_with_the_name_of_the_signal() {
-        assert_eq!(describe_cause(Cause::Code(3)), "exit code 3");
-        assert_eq!(
-            describe_cause(Cause::Signal(9, false)),
-            "signal 9 (SIGKILL)"
-        );
-        assert_eq!(
-            describe_cause(Cause::Signal(11, true)),
-            "signal 11 (SIGSEGV, core dumped)"
-        );
-        assert_eq!(
-            describe_cause(Cause::Signal(40, false)),
-            "signal 40 (unknown)"
-        );
-    }
-}
+mod tests;

@@ -39,6 +39,7 @@ pub mod state;
 pub mod timeline;
 pub mod topology;
 
+use boot_events::DIAG_READY;
 use boot_events::PARAVISOR_PREFIX;
 use boot_events::PARAVISOR_STARTED;
 use boot_events::READY;
@@ -173,6 +174,7 @@ async fn serve(
         match diag::serve(handler, isolated, shutdown) {
             Ok(server) => {
                 paravisor.stamp("listens");
+                KernelLog::open(FACILITY_PARAVISOR, PARAVISOR_PREFIX).info(own(DIAG_READY));
                 Some(server)
             }
             Err(error) => {
@@ -250,6 +252,7 @@ mod tests {
             boot_events::TOPOLOGY_PREFIX,
             boot_events::MEMORY_PREFIX,
             boot_events::SHIM_LOG_PREFIX,
+            DIAG_READY,
             boot_events::WORKER_READY_PREFIX,
             boot_events::WORKER_DIED_PREFIX,
             READY,

@@ -2,6 +2,7 @@
 
 use crate::build_info::BuildInfo;
 use crate::instance::End;
+use crate::instance::WatchdogStats;
 use crate::kmsg;
 use crate::memory;
 use crate::memory::MemInfo;
@@ -75,6 +76,8 @@ pub struct RunningWorker {
     pub generation: u32,
     /// Where it takes requests.
     pub requests: mesh::Sender<underhill_core::Request>,
+    /// How it answers the watchdog.
+    pub(crate) watchdog: Arc<WatchdogStats>,
 }
 
 /// A worker that is no more.
@@ -318,7 +321,8 @@ impl State {
                     request
                         .respond()
                         .field("pid", &worker.pid)
-                        .field("generation", &worker.generation);
+                        .field("generation", &worker.generation)
+                        .field("watchdog", worker.watchdog.as_ref());
                 }
                 None => request.ignore(),
             })

@@ -65,6 +65,8 @@ pub const MEMORY_PREFIX: &str = "openvmm_hcl: memory ";
 pub const SHIM_LOG_PREFIX: &str = "openvmm_hcl: bootshim: ";
 /// A value that somebody has configured: `path = value (source)` follows.
 pub const CONFIG_PREFIX: &str = "openvmm_hcl: configured: ";
+/// Diagnostics are answered on vsock, although the rest of the start may still go on.
+pub const DIAG_READY: &str = "openvmm_hcl: diagnostics ready";
 /// The VM worker is ready; its process id follows.
 pub const WORKER_READY_PREFIX: &str = "openvmm_hcl: VM worker ready: process ";
 /// The VM worker has died although nobody had asked it to: `process N: cause` follows.
@@ -145,6 +147,8 @@ pub enum Event<'a> {
     Topology(&'a str),
     /// Memory use of VTL2, as JSON.
     Memory(&'a str),
+    /// The diagnostics answer.
+    DiagReady,
     /// The VM worker is ready; the text is its process id.
     WorkerReady(&'a str),
     /// The VM worker has died; the text says which process and why.
@@ -193,6 +197,8 @@ impl<'a> Event<'a> {
             Some(Self::Topology(text))
         } else if let Some(text) = after(MEMORY_PREFIX) {
             Some(Self::Memory(text))
+        } else if is(DIAG_READY) {
+            Some(Self::DiagReady)
         } else if let Some(text) = after(WORKER_READY_PREFIX) {
             Some(Self::WorkerReady(text))
         } else if let Some(text) = after(WORKER_DIED_PREFIX) {
@@ -231,6 +237,22 @@ mod tests {
         assert_eq!(
             Event::find("[    0.4] openvmm_hcl: topology {\"vps\":[1]}\n"),
             Some(Event::Topology("{\"vps\":[1]}"))
+        );
+    }
+
+    #[test]
+    fn what_becomes_of_a_worker_is_told_with_its_process() {
+        assert_eq!(
+            Event::find("[ 2.1] openvmm_hcl: VM worker ready: process 40\r"),
+            Some(Event::WorkerReady("40"))
+        );
+        assert_eq!(
+            Event::find("openvmm_hcl: VM worker died: process 40: signal 9 (SIGKILL)"),
+            Some(Event::WorkerDied("process 40: signal 9 (SIGKILL)"))
+        );
+        assert_eq!(
+            Event::find("openvmm_hcl: diagnostics ready"),
+            Some(Event::DiagReady)
         );
     }
 

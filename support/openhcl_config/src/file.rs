@@ -114,7 +114,7 @@ pub(crate) struct Watchdog {
 pub(crate) struct Shutdown {
     /// How long it may take before what is left is killed, in milliseconds.
     /// Default: 5000. PID 1 allows ten seconds for everything.
-    #[cfg_attr(feature = "schema", schemars(range(min = 10, max = 9000)))]
+    #[cfg_attr(feature = "schema", schemars(range(min = 10, max = 8000)))]
     pub(crate) deadline_ms: Option<u32>,
 }
 

@@ -250,6 +250,20 @@ fn a_worker_that_is_held_back_is_started_by_a_client() {
 }
 
 #[test]
+fn the_filter_of_the_log_can_be_changed_while_it_runs() {
+    let mut vm = Scenario::release().vsock().start();
+    let client = client(&mut vm);
+    assert_eq!(text(&client, "log/filter"), "info");
+    client
+        .update("log/filter", "warn,underhill_vm=debug")
+        .unwrap();
+    assert_eq!(text(&client, "log/filter"), "underhill_vm=debug,warn");
+    assert_eq!(text(&client, "vm/log_filter"), "underhill_vm=debug,warn");
+    assert!(client.update("log/filter", "loud").is_err());
+    assert_eq!(text(&client, "log/filter"), "underhill_vm=debug,warn");
+}
+
+#[test]
 fn a_worker_that_hangs_does_not_delay_the_end_beyond_its_deadline() {
     let mut vm = hooked(
         r#"{"version":1,"worker":{"watchdog":{"enabled":false}},"shutdown":{"deadline_ms":300}}"#,

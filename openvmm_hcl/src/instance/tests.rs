@@ -1,0 +1,252 @@
+//! Watches over processes that only end, or do not; what a worker would say is said by
+//! the test.
+
+use super::*;
+use mesh::process::ProcessConfig;
+
+/// Far longer than any test; for what must not happen.
+const LONG: Duration = Duration::from_secs(600);
+/// What must happen by itself.
+const SHORT: Duration = Duration::from_millis(20);
+
+/// A worker under watch: its process runs this script.
+struct Watched {
+    events: Sender<Event>,
+    requests: Receiver<Request>,
+    commands: mpsc::Sender<Command>,
+    reports: mpsc::Receiver<Report>,
+}
+
+fn watched(script: &str, patience: Patience) -> Watched {
+    let (requests, worker_requests) = mesh::channel();
+    let (events, worker_events) = mesh::channel();
+    let (commands, watch_commands) = mpsc::channel(QUEUE);
+    let (watch_reports, reports) = mpsc::channel(QUEUE);
+    let config = ProcessConfig::new("sh")
+        .executable("/bin/sh")
+        .arg("-c")
+        .arg(script);
+    let instance = Instance {
+        generation: 7,
+        child: mesh::process::launch(config, ()).unwrap(),
+        events: worker_events,
+        requests,
+        patience,
+        watchdog: Arc::default(),
+    };
+    tokio::spawn(instance.watch(watch_commands, watch_reports));
+    Watched {
+        events,
+        requests: worker_requests,
+        commands,
+        reports,
+    }
+}
+
+impl Watched {
+    async fn ready(&mut self) {
+        let stamps = Vec::new();
+        self.events.send(Event::Ready { stamps }).await.unwrap();
+        assert!(matches!(
+            self.reports.recv().await,
+            Some(Report::Ready { generation: 7, .. })
+        ));
+    }
+
+    async fn end(&mut self) -> End {
+        match self.reports.recv().await {
+            Some(Report::Ended(end)) => end,
+            other => panic!("{other:?}, expected the end"),
+        }
+    }
+}
+
+/// A script that ends with `code` when the test makes the file `now`.
+fn until(directory: &std::path::Path, code: u8) -> String {
+    let now = directory.join("now");
+    format!(
+        "while ! [ -e '{}' ]; do sleep 0.01; done; exit {code}",
+        now.display()
+    )
+}
+
+fn patience(start_deadline: Duration, watchdog: Option<(Duration, Duration)>) -> Patience {
+    Patience {
+        start_deadline,
+        watchdog,
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
+}
+
+#[test]
+fn a_cause_is_told_with_the_name_of_the_signal() {
+    assert_eq!(describe_cause(Cause::Code(3)), "exit code 3");
+    assert_eq!(
+        describe_cause(Cause::Signal(9, false)),
+        "signal 9 (SIGKILL)"
+    );
+    assert_eq!(
+        describe_cause(Cause::Signal(11, true)),
+        "signal 11 (SIGSEGV, core dumped)"
+    );
+    assert_eq!(
+        describe_cause(Cause::Signal(40, false)),
+        "signal 40 (unknown)"
+    );
+}
+
+#[test]
+fn the_end_of_a_worker_is_told_with_its_last_words() {
+    run(async {
+        let mut worker = watched("echo one >&2; echo two >&2; exit 7", patience(LONG, None));
+        let end = worker.end().await;
+        assert_eq!(end.describe(), "exit code 7");
+        assert_eq!(end.last_lines, ["one", "two"]);
+        assert_eq!(end.state, None);
+    });
+}
+
+#[test]
+fn a_worker_that_never_gets_ready_is_killed() {
+    run(async {
+        let mut worker = watched("exec sleep 600", patience(SHORT, None));
+        let end = worker.end().await;
+        assert_eq!(end.describe(), "signal 9 (SIGKILL); not ready within 20 ms");
+    });
+}
+
+#[test]
+fn a_worker_that_cannot_start_says_why() {
+    run(async {
+        let ends = tempfile::tempdir().unwrap();
+        let mut worker = watched(&until(ends.path(), 1), patience(LONG, None));
+        let reason = "x".repeat(5000);
+        worker.events.send(Event::Failed { reason }).await.unwrap();
+        std::fs::write(ends.path().join("now"), "").unwrap();
+        let end = worker.end().await;
+        assert_eq!(end.cause, "exit code 1");
+        assert_eq!(end.reason.map(|reason| reason.len()), Some(REASON_MAX));
+    });
+}
+
+#[test]
+fn a_worker_that_answers_no_ping_is_killed() {
+    run(async {
+        let watchdog = Some((SHORT, SHORT));
+        let mut worker = watched("exec sleep 600", patience(LONG, watchdog));
+        worker.ready().await;
+        let end = worker.end().await;
+        assert_eq!(end.cause, "signal 9 (SIGKILL)");
+        let reason = end.reason.unwrap();
+        assert!(
+            reason.starts_with("watchdog: no answer to a ping within 20 ms"),
+            "{reason}"
+        );
+    });
+}
+
+#[test]
+fn a_worker_that_answers_lives() {
+    run(async {
+        let watchdog = Some((Duration::from_millis(1), LONG));
+        let mut worker = watched("exec sleep 600", patience(LONG, watchdog));
+        worker.ready().await;
+        for _ in 0..20 {
+            match worker.requests.recv().await.unwrap() {
+                Request::Ping(rpc) => rpc.complete(()),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(worker.reports.try_recv().is_err());
+        let kill = Command::Kill {
+            signal: Signal::SIGABRT,
+            reason: "test".to_owned(),
+        };
+        worker.commands.send(kill).await.unwrap();
+        assert!(
+            worker
+                .end()
+                .await
+                .describe()
+                .starts_with("signal 6 (SIGABRT")
+        );
+    });
+}
+
+#[test]
+fn a_worker_that_stops_leaves_its_state() {
+    run(async {
+        let ends = tempfile::tempdir().unwrap();
+        let mut worker = watched(&until(ends.path(), 0), patience(LONG, None));
+        worker.ready().await;
+        let stop = Command::Stop { deadline: LONG };
+        worker.commands.send(stop).await.unwrap();
+        match worker.requests.recv().await.unwrap() {
+            Request::Stop(rpc) => rpc.complete(Bytes(vec![1, 2, 3])),
+            other => panic!("{other:?}"),
+        }
+        std::fs::write(ends.path().join("now"), "").unwrap();
+        let end = worker.end().await;
+        assert_eq!(end.describe(), "exit code 0");
+        assert_eq!(end.state, Some(Bytes(vec![1, 2, 3])));
+    });
+}
+
+#[test]
+fn a_worker_that_does_not_stop_is_killed_at_the_deadline() {
+    run(async {
+        let mut worker = watched("exec sleep 600", patience(LONG, None));
+        worker.ready().await;
+        let stop = Command::Stop { deadline: SHORT };
+        worker.commands.send(stop).await.unwrap();
+        let end = worker.end().await;
+        assert_eq!(end.cause, "signal 9 (SIGKILL)");
+        assert!(end.reason.unwrap().starts_with("did not stop within 20 ms"));
+        assert_eq!(end.state, None);
+    });
+}
+
+#[test]
+fn a_worker_that_gives_its_state_but_does_not_end_is_killed() {
+    run(async {
+        let mut worker = watched("exec sleep 600", patience(LONG, None));
+        worker.ready().await;
+        let stop = Command::Stop { deadline: SHORT };
+        worker.commands.send(stop).await.unwrap();
+        match worker.requests.recv().await.unwrap() {
+            Request::Stop(rpc) => rpc.complete(Bytes(vec![1])),
+            other => panic!("{other:?}"),
+        }
+        let end = worker.end().await;
+        assert_eq!(end.state, Some(Bytes(vec![1])));
+        assert_eq!(
+            end.reason.as_deref(),
+            Some("stopped, but did not end within 20 ms")
+        );
+    });
+}
+
+#[test]
+fn a_worker_that_reports_without_end_is_cut_short() {
+    let stamps = vec![
+        Stamp {
+            name: "é".repeat(5000),
+            ticks: underhill_core::clock::Ticks(1),
+        };
+        100
+    ];
+    let stamps = sensible(stamps);
+    assert_eq!(stamps.len(), STAMPS_MAX);
+    assert!(
+        stamps
+            .iter()
+            .all(|stamp| stamp.name.len() <= STAMP_NAME_MAX)
+    );
+}
