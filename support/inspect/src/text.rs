@@ -1,8 +1,8 @@
 //! Trees as text.
 //!
-//! `{}` is one line, `{:#}` a line per value with two spaces per level. Both are made for
-//! terminals: text of the tree is quoted, with everything escaped that a terminal could
-//! take for a command.
+//! `{}` is one line, `{:#}` a line per value with two spaces per level, and with large sizes
+//! and times also in units that people grasp. Both are made for terminals: text of the tree
+//! is quoted, with everything escaped that a terminal could take for a command.
 
 use crate::Error;
 use crate::Node;
@@ -74,8 +74,7 @@ fn error_text(error: &Error) -> String {
 /// The lines of a directory, or the only line of something else.
 fn tree(node: &Node, level: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let Node::Dir(entries) = node else {
-        write_leaf(node, f)?;
-        return f.write_char('\n');
+        return write_line_end(node, f);
     };
     if entries.is_empty() && level == 0 {
         return f.write_str("{}\n");
@@ -91,12 +90,44 @@ fn tree(node: &Node, level: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             }
             leaf => {
                 f.write_char(' ')?;
-                write_leaf(leaf, f)?;
-                f.write_char('\n')?;
+                write_line_end(leaf, f)?;
             }
         }
     }
     Ok(())
+}
+
+fn write_line_end(leaf: &Node, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write_leaf(leaf, f)?;
+    if let Node::Value(value) = leaf
+        && let Some((number, unit)) = scaled(value)
+    {
+        write!(f, " ({number:.1} {unit})")?;
+    }
+    f.write_char('\n')
+}
+
+/// A large size or time in a unit in which it is a small number.
+fn scaled(value: &Value) -> Option<(f64, &'static str)> {
+    const SIZES: [(f64, &str); 3] = [
+        ((1u64 << 30) as f64, "GiB"),
+        ((1u64 << 20) as f64, "MiB"),
+        ((1u64 << 10) as f64, "KiB"),
+    ];
+    const TIMES: [(f64, &str); 4] = [(3600e9, "h"), (1e9, "s"), (1e6, "ms"), (1e3, "us")];
+    const PAGE: f64 = 4096.0;
+    let number = value.as_u64()? as f64;
+    let (number, units) = match value.format.unit {
+        Unit::Bytes => (number, &SIZES[..]),
+        Unit::Pages => (number * PAGE, &SIZES[..]),
+        Unit::Nanoseconds => (number, &TIMES[..]),
+        Unit::ReferenceTicks => (number * 100.0, &TIMES[..]),
+        Unit::Microseconds => (number * 1e3, &TIMES[..3]),
+        Unit::Milliseconds => (number * 1e6, &TIMES[..2]),
+        _ => return None,
+    };
+    let (size, unit) = units.iter().find(|(size, _)| number >= *size)?;
+    Some((number / size, unit))
 }
 
 impl fmt::Display for Value {

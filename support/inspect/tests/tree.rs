@@ -155,6 +155,30 @@ fn a_tree_has_a_line_per_value() {
     assert_eq!(text, "name: \"a\\u{1b}[2Jb\"\nempty: {}\ndir:\n  x\\n: 1\n");
 }
 
+#[test]
+fn large_sizes_and_times_are_also_shown_for_people() {
+    let lines = |unit, number: u64| {
+        let root = adhoc(move |request| {
+            request.respond().unit("x", unit, &number);
+        });
+        format!("{:#}", Query::new("").evaluate(&root).now())
+    };
+    assert_eq!(lines(Unit::Bytes, 512), "x: 512 bytes\n");
+    assert_eq!(
+        lines(Unit::Bytes, 67_108_864),
+        "x: 67108864 bytes (64.0 MiB)\n"
+    );
+    assert_eq!(lines(Unit::Pages, 3), "x: 3 pages (12.0 KiB)\n");
+    assert_eq!(lines(Unit::Nanoseconds, 999), "x: 999 ns\n");
+    assert_eq!(
+        lines(Unit::Nanoseconds, 7_119_376_040),
+        "x: 7119376040 ns (7.1 s)\n"
+    );
+    assert_eq!(lines(Unit::ReferenceTicks, 25), "x: 25 100ns (2.5 us)\n");
+    assert_eq!(lines(Unit::Milliseconds, 900), "x: 900 ms\n");
+    assert_eq!(lines(Unit::Hertz, 1_000_000), "x: 1000000 Hz\n");
+}
+
 fn levels() -> impl Inspect {
     adhoc(|request| {
         let mut response = request.respond();
