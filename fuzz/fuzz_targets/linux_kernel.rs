@@ -2,7 +2,8 @@
 //! nothing but RAM, never a panic.
 //!
 //! An input that begins with an odd byte is not a file but a list of edits (two bytes of
-//! offset, one of value) to a good bzImage, so that the fuzzer gets past the header at once.
+//! offset, one of value) to a good bzImage or vmlinux, so that the fuzzer gets past the
+//! header at once.
 
 #![no_main]
 
@@ -14,8 +15,6 @@ use vm_loader::{GpaRange, MemoryLayout, Ram};
 const MIB: u64 = 1 << 20;
 const RAM: GpaRange = range(0, 64 * MIB);
 const RESERVED: GpaRange = range(20 * MIB, 21 * MIB);
-/// Setup part and payload of the good file.
-const SIZE: usize = 5 * 512 + 0x400;
 
 const fn range(start: u64, end: u64) -> GpaRange {
     match GpaRange::from_bounds(start, end) {
@@ -27,10 +26,15 @@ const fn range(start: u64, end: u64) -> GpaRange {
 fuzz_target!(|data: &[u8]| {
     match data.split_first() {
         Some((first, edits)) if first % 2 == 1 => {
-            let mut file = good_file();
+            let mut file = if first % 4 == 1 {
+                bz_image()
+            } else {
+                vmlinux()
+            };
+            let size = file.len();
             for edit in edits.chunks_exact(3) {
                 let offset = usize::from(u16::from_le_bytes([edit[0], edit[1]]));
-                file[offset % SIZE] = edit[2];
+                file[offset % size] = edit[2];
             }
             load(&file);
         }
@@ -70,8 +74,9 @@ fn load(kernel: &[u8]) {
 }
 
 /// A small bzImage; the offsets are those of the boot protocol.
-fn good_file() -> Vec<u8> {
-    let mut file = vec![0; SIZE];
+fn bz_image() -> Vec<u8> {
+    // Setup part and payload.
+    let mut file = vec![0; 5 * 512 + 0x400];
     let mut put = |offset: usize, bytes: &[u8]| {
         file[offset..offset + bytes.len()].copy_from_slice(bytes);
     };
@@ -85,5 +90,32 @@ fn good_file() -> Vec<u8> {
     put(0x238, &2047u32.to_le_bytes());
     put(0x258, &(16 * MIB).to_le_bytes());
     put(0x260, &(4u32 << 20).to_le_bytes());
+    file
+}
+
+/// A small vmlinux with two segments at 16 MiB.
+fn vmlinux() -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    for word in [16 * MIB, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    for half in [0u16, 0, 64, 56, 2, 64, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    for address in [16 * MIB, 18 * MIB] {
+        let contents = (0xb0, 0x10);
+        for word in [
+            7 << 32 | 1,
+            contents.0,
+            address,
+            address,
+            contents.1,
+            0x2000,
+            0x1000,
+        ] {
+            file.extend(u64::to_le_bytes(word));
+        }
+    }
+    file.extend([0x90; 0x10]);
     file
 }

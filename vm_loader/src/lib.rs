@@ -39,6 +39,7 @@ pub use loader_defs::range::GpaRange;
 pub use memory::{MemoryError, MemoryLayout, Ram};
 pub use plan::{ImportPages, Piece, Plan, PlanError};
 
-/// One KiB, MiB and GiB in bytes.
+/// A MiB in bytes.
 pub(crate) const MIB: u64 = 1 << 20;
+/// A GiB in bytes.
 pub(crate) const GIB: u64 = 1 << 30;

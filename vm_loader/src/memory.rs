@@ -6,7 +6,7 @@ use loader_defs::range::{GpaRange, find_overlap};
 use thiserror::Error;
 
 /// No processor has more than 52 bits of physical address.
-const ADDRESS_LIMIT: u64 = 1 << 52;
+pub(crate) const ADDRESS_LIMIT: u64 = 1 << 52;
 
 /// A run of RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

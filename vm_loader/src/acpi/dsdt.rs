@@ -1,6 +1,10 @@
 //! DSDT: devices that a guest does not find by itself.
 
-use super::{AcpiError, Chipset, Devices, PciRoot, PciRoute, PowerButton, Rtc, SerialPort, table};
+use super::{
+    AcpiError, Chipset, Devices, PciRoot, PciRoute, PowerButton, Rtc, SerialPort, check_value,
+    table,
+};
+use crate::memory::ADDRESS_LIMIT;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path,
@@ -20,8 +24,6 @@ const PCI_CONFIG_PORT: u16 = 0xcf8;
 const PCI_CONFIG_PORTS: u8 = 8;
 /// Low word of an `_ADR` of `_PRT`: all functions.
 const ALL_FUNCTIONS: u32 = 0xffff;
-/// No processor has more than 52 bits of physical address.
-const ADDRESS_LIMIT: u64 = 1 << 52;
 
 /// The table.
 pub(super) fn build(chipset: &Chipset<'_>) -> Result<Sdt, AcpiError> {
@@ -178,18 +180,9 @@ fn pci_root(pci: PciRoot<'_>) -> Result<Box<dyn Aml>, AcpiError> {
 }
 
 fn route(route: &PciRoute) -> Result<Box<dyn Aml>, AcpiError> {
-    for (what, found, max) in [
-        ("PCI device number", route.device, 31),
-        ("PCI interrupt pin", route.pin, 3),
-    ] {
-        if found > max {
-            return Err(AcpiError::TooLarge {
-                what,
-                found: found.into(),
-                max: max.into(),
-            });
-        }
-    }
+    let (device, pin) = (route.device, route.pin);
+    check_value("PCI device number", device.into(), device < 32, "0 to 31")?;
+    check_value("PCI interrupt pin", pin.into(), pin < 4, "0 to 3")?;
     let address = u32::from(route.device) << 16 | ALL_FUNCTIONS;
     Ok(encoded(&Package::new(vec![
         &address, &route.pin, &ZERO, &route.gsi,

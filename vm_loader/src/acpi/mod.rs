@@ -13,7 +13,7 @@ mod numa;
 
 pub use description::*;
 
-use crate::memory::Ram;
+use crate::memory::{ADDRESS_LIMIT, Ram};
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::rsdp::Rsdp;
@@ -111,20 +111,29 @@ pub enum AcpiError {
         end: u64,
     },
     /// A value that is out of range.
-    #[error("{what} is {found}, expected at most {max}")]
-    TooLarge {
+    #[error("{what} is {found:#x}, expected {expected}")]
+    Value {
         /// Which value.
         what: &'static str,
         /// The value.
-        found: u32,
-        /// The limit.
-        max: u32,
+        found: u64,
+        /// What would make sense.
+        expected: &'static str,
     },
+    /// A button without the register that reports it.
+    #[error("the power button is in the fixed registers, but the hardware is reduced")]
+    ButtonWithoutRegister,
 }
 
 /// Builds the tables for `address`, a multiple of 64 where the first byte of the result
-/// will be.
+/// will be. Their size does not depend on it.
 pub fn build(chipset: &Chipset<'_>, ram: &[Ram], address: u64) -> Result<Vec<u8>, AcpiError> {
+    check_value(
+        "address of the tables",
+        address,
+        address.is_multiple_of(TABLE_ALIGNMENT as u64) && address < ADDRESS_LIMIT,
+        "a multiple of 64 below 2^52",
+    )?;
     validate(chipset)?;
     let mut block = Block {
         address,
@@ -238,22 +247,56 @@ fn validate(chipset: &Chipset<'_>) -> Result<(), AcpiError> {
     for port in chipset.devices.serial_ports {
         check_ports("serial port", port.port, 8)?;
     }
-    if let Power::Fixed(fixed) = chipset.power {
-        check_ports("PM1 event block", fixed.pm1_event, 4)?;
-        check_ports("PM1 control block", fixed.pm1_control, 2)?;
-        if let Some(timer) = fixed.timer {
-            check_ports("PM timer", timer.port, 4)?;
-        }
-        if let Some(gpe) = fixed.gpe0 {
-            check_ports("GPE0 block", gpe.port, u16::from(gpe.length))?;
-        }
+    for item in chipset.overrides {
+        let irq = item.isa_irq;
+        check_value("overridden ISA interrupt", irq.into(), irq < 16, "0 to 15")?;
     }
+    if let Some(input) = chipset.nmi_input {
+        check_value("local interrupt input", input.into(), input < 2, "0 or 1")?;
+    }
+    validate_power(chipset)
+}
+
+fn validate_power(chipset: &Chipset<'_>) -> Result<(), AcpiError> {
     let sleep_type = chipset.power.sleep_type_s5();
-    if sleep_type > 7 {
-        return Err(AcpiError::TooLarge {
-            what: "SLP_TYP of S5",
-            found: sleep_type.into(),
-            max: 7,
+    check_value("SLP_TYP of S5", sleep_type.into(), sleep_type < 8, "0 to 7")?;
+    let Power::Fixed(fixed) = chipset.power else {
+        if chipset.devices.power_button == PowerButton::Fixed {
+            return Err(AcpiError::ButtonWithoutRegister);
+        }
+        return Ok(());
+    };
+    check_ports("PM1 event block", fixed.pm1_event, 4)?;
+    check_ports("PM1 control block", fixed.pm1_control, 2)?;
+    if let Some(timer) = fixed.timer {
+        check_ports("PM timer", timer.port, 4)?;
+    }
+    if let Some(gpe) = fixed.gpe0 {
+        let length = u16::from(gpe.length);
+        check_ports("GPE0 block", gpe.port, length)?;
+        let is_right = length != 0 && length.is_multiple_of(2);
+        let expected = "an even number of ports";
+        check_value(
+            "length of the GPE0 block",
+            length.into(),
+            is_right,
+            expected,
+        )?;
+    }
+    Ok(())
+}
+
+fn check_value(
+    what: &'static str,
+    found: u64,
+    is_right: bool,
+    expected: &'static str,
+) -> Result<(), AcpiError> {
+    if !is_right {
+        return Err(AcpiError::Value {
+            what,
+            found,
+            expected,
         });
     }
     Ok(())

@@ -441,6 +441,16 @@ fn descriptions_that_make_no_sense_are_refused() {
             found: 10
         })
     );
+    let button = Chipset {
+        power: Power::HardwareReduced(ReducedPower {
+            sleep_control: 0x600,
+            sleep_status: 0x601,
+            sleep_type_s5: 5,
+            reset: None,
+        }),
+        ..CHIPSET
+    };
+    assert_eq!(check(button), Err(AcpiError::ButtonWithoutRegister));
     let node_1 = Processor {
         apic_id: 0,
         node: 1,
@@ -452,4 +462,77 @@ fn descriptions_that_make_no_sense_are_refused() {
         }),
         Err(AcpiError::Node { node: 1, .. })
     ));
+}
+
+/// A chipset with a PCI root that has these routes.
+fn with_routes(routes: &[PciRoute]) -> Chipset<'_> {
+    let pci = PciRoot {
+        last_bus: 0,
+        windows: &[],
+        routes,
+    };
+    Chipset {
+        devices: Devices {
+            pci: Some(pci),
+            ..CHIPSET.devices
+        },
+        ..CHIPSET
+    }
+}
+
+#[test]
+fn numbers_that_the_tables_cannot_hold_are_refused() {
+    let what = |chipset: Chipset<'_>, address| match build(&chipset, &RAM, address) {
+        Err(AcpiError::Value { what, .. }) => what,
+        other => panic!("{other:?}"),
+    };
+    let Power::Fixed(power) = CHIPSET.power else {
+        panic!("the registers are fixed");
+    };
+    let with_power = |power| Chipset {
+        power: Power::Fixed(power),
+        ..CHIPSET
+    };
+    let sleep_type = FixedPower {
+        sleep_type_s5: 8,
+        ..power
+    };
+    let odd = FixedPower {
+        gpe0: Some(GpeBlock {
+            port: 0x620,
+            length: 3,
+        }),
+        ..power
+    };
+    let irq_16 = [InterruptOverride {
+        isa_irq: 16,
+        ..CHIPSET.overrides[0]
+    }];
+    let route = |device, pin| PciRoute {
+        device,
+        pin,
+        gsi: 16,
+    };
+    assert_eq!(what(CHIPSET, 0xe_0001), "address of the tables");
+    assert_eq!(what(CHIPSET, u64::MAX - 63), "address of the tables");
+    assert_eq!(what(with_power(sleep_type), ADDRESS), "SLP_TYP of S5");
+    assert_eq!(what(with_power(odd), ADDRESS), "length of the GPE0 block");
+    let overrides = Chipset {
+        overrides: &irq_16,
+        ..CHIPSET
+    };
+    assert_eq!(what(overrides, ADDRESS), "overridden ISA interrupt");
+    let nmi = Chipset {
+        nmi_input: Some(2),
+        ..CHIPSET
+    };
+    assert_eq!(what(nmi, ADDRESS), "local interrupt input");
+    assert_eq!(
+        what(with_routes(&[route(32, 0)]), ADDRESS),
+        "PCI device number"
+    );
+    assert_eq!(
+        what(with_routes(&[route(0, 4)]), ADDRESS),
+        "PCI interrupt pin"
+    );
 }
