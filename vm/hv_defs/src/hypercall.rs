@@ -29,10 +29,16 @@ pub enum HypercallCode {
     SIGNAL_EVENT = 0x005d,
     /// Put the machine into an ACPI sleep state; S5 powers it off.
     ENTER_SLEEP_STATE = 0x0084,
+    /// Assert an interrupt of a lower VTL.
+    ASSERT_VIRTUAL_INTERRUPT = 0x0094,
     /// Start a VP whose VTL has a context.
     START_VIRTUAL_PROCESSOR = 0x0099,
     /// Translate local APIC ids to VP indices.
     GET_VP_INDEX_FROM_APIC_ID = 0x009a,
+    /// Set an event flag of a VP and VTL, without a connection.
+    SIGNAL_EVENT_DIRECT = 0x00c0,
+    /// Write a message into a slot of a VP and VTL, without a connection.
+    POST_MESSAGE_DIRECT = 0x00c1,
 }
 
 /// `HV_STATUS`, returned in bits 0 to 15 of the result word.
@@ -62,10 +68,18 @@ pub enum HvStatus {
     INVALID_PARTITION_ID = 0x000d,
     /// No such virtual processor.
     INVALID_VP_INDEX = 0x000e,
+    /// The port is gone or of another kind.
+    INVALID_PORT_ID = 0x0011,
     /// No such connection.
     INVALID_CONNECTION_ID = 0x0012,
+    /// No message buffer is free.
+    INSUFFICIENT_BUFFERS = 0x0013,
     /// The VP is in the wrong state.
     INVALID_VP_STATE = 0x0015,
+    /// The SynIC, or what is needed of it, is off.
+    INVALID_SYNIC_STATE = 0x0018,
+    /// The message slot is in use.
+    OBJECT_IN_USE = 0x0019,
     /// A register value is not acceptable.
     INVALID_REGISTER_VALUE = 0x0050,
     /// The VTL has already been enabled.

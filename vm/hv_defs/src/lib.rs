@@ -16,6 +16,7 @@ pub mod cpuid;
 pub mod hypercall;
 pub mod msr;
 pub mod registers;
+pub mod synic;
 pub mod vp_context;
 pub mod vsm;
 

@@ -18,8 +18,32 @@ pub const HV_X64_MSR_REFERENCE_TSC: u32 = 0x4000_0021;
 pub const HV_X64_MSR_TSC_FREQUENCY: u32 = 0x4000_0022;
 /// Local APIC timer frequency in Hz.
 pub const HV_X64_MSR_APIC_FREQUENCY: u32 = 0x4000_0023;
+/// End of interrupt.
+pub const HV_X64_MSR_EOI: u32 = 0x4000_0070;
+/// Interrupt command, high and low half.
+pub const HV_X64_MSR_ICR: u32 = 0x4000_0071;
+/// Task priority.
+pub const HV_X64_MSR_TPR: u32 = 0x4000_0072;
 /// Place of the VP assist page.
 pub const HV_X64_MSR_VP_ASSIST_PAGE: u32 = 0x4000_0073;
+/// SynIC control.
+pub const HV_X64_MSR_SCONTROL: u32 = 0x4000_0080;
+/// SynIC version.
+pub const HV_X64_MSR_SVERSION: u32 = 0x4000_0081;
+/// Place of the page of event flags.
+pub const HV_X64_MSR_SIEFP: u32 = 0x4000_0082;
+/// Place of the page of messages.
+pub const HV_X64_MSR_SIMP: u32 = 0x4000_0083;
+/// End of message.
+pub const HV_X64_MSR_EOM: u32 = 0x4000_0084;
+/// First synthetic interrupt source.
+pub const HV_X64_MSR_SINT0: u32 = 0x4000_0090;
+/// Last synthetic interrupt source.
+pub const HV_X64_MSR_SINT15: u32 = 0x4000_009f;
+/// Configuration of the first synthetic timer; its count, and the other timers, follow.
+pub const HV_X64_MSR_STIMER0_CONFIG: u32 = 0x4000_00b0;
+/// Count of the last synthetic timer.
+pub const HV_X64_MSR_STIMER3_COUNT: u32 = 0x4000_00b7;
 /// First guest crash parameter; P1 to P4 follow.
 pub const HV_X64_MSR_CRASH_P0: u32 = 0x4000_0100;
 /// Last guest crash parameter.
