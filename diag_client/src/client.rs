@@ -296,7 +296,7 @@ impl Client {
         decode: impl FnOnce(&[u8]) -> Result<T, String>,
     ) -> Result<T, Error> {
         let mut shared = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut control = match shared.take() {
+        let mut control = match shared.take().filter(Control::is_usable) {
             Some(control) => control,
             None => Control::open(&self.address, self.timeout)?,
         };

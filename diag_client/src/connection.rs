@@ -219,7 +219,8 @@ pub(crate) fn open_data(
 #[derive(Debug)]
 pub(crate) struct Control {
     socket: UnixStream,
-    next_stream: u32,
+    /// Odd, and greater than all before; `None` when the numbers are used up.
+    next_stream: Option<u32>,
 }
 
 /// What is called.
@@ -234,8 +235,13 @@ impl Control {
         let socket = open(address, PORT_CONTROL, &Deadline::after(timeout))?;
         Ok(Self {
             socket,
-            next_stream: 1,
+            next_stream: Some(1),
         })
+    }
+
+    /// Whether it can carry another request.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.next_stream.is_some()
     }
 
     /// Sends a request and waits for its response, which `decode` reads; without a timeout
@@ -250,9 +256,6 @@ impl Control {
         decode: impl FnOnce(&[u8]) -> Result<T, String>,
     ) -> Result<T, Error> {
         let deadline = Deadline::after(timeout.unwrap_or(Duration::MAX).saturating_add(travel));
-        let stream = self.next_stream;
-        // Ids are odd; after 2^31 requests they begin again, long after any answer.
-        self.next_stream = self.next_stream.wrapping_add(2);
         let message = ttrpc::Request {
             service: method.service.to_owned(),
             method: method.name.to_owned(),
@@ -266,6 +269,10 @@ impl Control {
             what: method.name.to_owned(),
             reason,
         };
+        let stream = self
+            .next_stream
+            .ok_or_else(|| bad("no number is left for a request".into()))?;
+        self.next_stream = stream.checked_add(2);
         let bytes =
             frame::encode_request(stream, &message).map_err(|error| bad(error.to_string()))?;
         let mut timed = Timed {
