@@ -1,5 +1,6 @@
 //! What the server has done and holds, for inspection.
 
+use inspect::Format;
 use inspect::Inspect;
 use inspect::Request;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub struct ServerStats {
     /// Requests being carried out, or whose answer is being delivered.
     pub requests: Gauge,
     /// Bytes of messages that are being received or carried out.
+    #[inspect(unit = "bytes")]
     pub request_bytes: Gauge,
     /// Requests answered with success.
     pub succeeded: Counter,
@@ -95,7 +97,7 @@ impl Gauge {
 
 impl Inspect for Counter {
     fn inspect(&self, request: Request<'_>) {
-        self.0.inspect(request);
+        self.0.inspect(request.format(Format::PLAIN.counter()));
     }
 }
 
@@ -114,5 +116,37 @@ pub(crate) struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.amounts.now.fetch_sub(self.amount, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use inspect::Node;
+    use inspect::Query;
+
+    fn at(stats: &ServerStats, path: &str) -> Node {
+        Query::new(path).evaluate(stats).now()
+    }
+
+    #[test]
+    fn gauge_falls_when_what_it_counts_ends() {
+        let stats = ServerStats::default();
+        let first = stats.request_bytes.hold(1000);
+        drop(stats.request_bytes.hold(24));
+        drop(first);
+        let _second = stats.request_bytes.hold(1);
+        let node = at(&stats, "request_bytes").to_string();
+        assert_eq!(node, "{now: 1 bytes, most: 1024 bytes}");
+    }
+
+    #[test]
+    fn counters_are_inspected_as_such() {
+        let stats = ServerStats::default();
+        stats.succeeded.count();
+        let Node::Value(value) = at(&stats, "succeeded") else {
+            panic!("expected a value");
+        };
+        assert!(value.format.counter);
     }
 }
