@@ -344,9 +344,11 @@ impl State {
             });
     }
 
-    /// Every channel of mesh that leaves this process.
+    /// What left this process through mesh, and every channel that does.
     fn inspect_mesh(&self, request: Request<'_>) {
-        request.respond().child("channels", |request| {
+        let mut response = request.respond();
+        response.merge(&underhill_core::MeshTraffic);
+        response.child("channels", |request| {
             let mut response = request.respond();
             if let Some(worker) = &self.worker {
                 for (name, direction) in [("requests", "to"), ("events", "from")] {

@@ -25,3 +25,28 @@ pub use protocol::PERSONA;
 pub use protocol::Parameters;
 pub use protocol::Request;
 pub use worker::main;
+
+use inspect::Format;
+use inspect::Inspect;
+use inspect::Unit;
+
+/// What mesh has moved between this process and others.
+#[derive(Debug, Clone, Copy)]
+pub struct MeshTraffic;
+
+impl Inspect for MeshTraffic {
+    fn inspect(&self, request: inspect::Request<'_>) {
+        let stats = mesh::stats();
+        let bytes = Format::unit(Unit::Bytes).counter();
+        request
+            .respond()
+            .counter("packets_sent", &stats.packets_sent)
+            .formatted("bytes_sent", bytes, &stats.bytes_sent)
+            .counter("packets_received", &stats.packets_received)
+            .formatted("bytes_received", bytes, &stats.bytes_received)
+            .counter("large_messages", &stats.large_messages)
+            .counter("queue_full", &stats.queue_full)
+            .counter("calls", &stats.calls)
+            .counter("refused", &stats.refused);
+    }
+}

@@ -213,7 +213,8 @@ impl Inspect for Worker {
                     .counter("requests", &self.before.requests);
             })
             .field("total_uptime", &self.total_uptime())
-            .counter("requests", &self.requests);
+            .counter("requests", &self.requests)
+            .field("mesh", &crate::MeshTraffic);
         if let Some(filter) = &self.filter {
             response.display("log_filter", &filter.get());
         }

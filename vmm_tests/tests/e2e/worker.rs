@@ -317,6 +317,10 @@ fn the_tree_tells_what_the_machine_is() {
     );
     assert!(number(&client, &format!("proc/{worker}/pss")) > 0);
     assert_eq!(text(&client, "proc/1/name"), "underhill_init");
+    assert!(number(&client, "mesh/calls") > 0);
+    assert!(number(&client, "vm/mesh/packets_received") > 0);
+    let channels = client.inspect("mesh/channels", 2).unwrap();
+    assert_eq!(channels.entries().len(), 2, "{channels}");
 }
 
 #[test]
