@@ -55,8 +55,13 @@ impl VectorSet {
     }
 
     /// From the lowest to the highest.
-    pub fn iter(self) -> impl Iterator<Item = u8> {
-        (0..=255).filter(move |vector| self.contains(*vector))
+    pub fn iter(mut self) -> impl Iterator<Item = u8> {
+        core::iter::from_fn(move || {
+            let word = self.0.iter().position(|word| *word != 0)?;
+            let vector = (word as u8) << 6 | self.0[word].trailing_zeros() as u8;
+            self.remove(vector);
+            Some(vector)
+        })
     }
 
     /// The 32 vectors from `32 * index`, as one of eight registers shows them.
