@@ -2,7 +2,6 @@
 
 use crate::icr::{Destination, Message};
 use crate::shared::{Shared, Word};
-use core::sync::atomic::AtomicU64;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::synic::{AssertVirtualInterrupt, HvInterruptType};
 use x86_defs::apic::{DeliveryMode, FIRST_VECTOR};
@@ -17,21 +16,6 @@ pub trait Apics {
     fn shared(&self, vp: u32) -> &Shared<Self::Word>;
     /// Makes the VP's CPU leave the guest, or its halt.
     fn kick(&self, vp: u32);
-}
-
-/// For VPs that are never kicked (all of them are stopped): a slice.
-impl Apics for [Shared<AtomicU64>] {
-    type Word = AtomicU64;
-
-    fn count(&self) -> u32 {
-        self.len() as u32
-    }
-
-    fn shared(&self, vp: u32) -> &Shared {
-        &self[vp as usize]
-    }
-
-    fn kick(&self, _: u32) {}
 }
 
 /// Delivers a message; `sender` is the VP that sends it, if one does. Returns how many

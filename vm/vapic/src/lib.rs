@@ -13,13 +13,15 @@
 //! 1. After an exit: [`Shared::leave`], then [`LocalApic::sync_eoi`] before anything that
 //!    looks at the state (the guest may have ended an interrupt without an exit), and
 //!    [`LocalApic::sync_cr8`].
-//! 2. Serve the exit: [`LocalApic::read_msr`], [`LocalApic::write_msr`] and their kin; carry
-//!    out the effect; [`Shared::publish`] the [`LocalApic::address`], which may have changed.
+//! 2. Serve the exit: [`LocalApic::read_msr`], [`LocalApic::write_msr`] and their kin (after
+//!    [`LocalApic::collect`], so that the guest reads what has been requested); carry out
+//!    the effect; [`Shared::publish`] the [`LocalApic::address`], which may have changed.
 //! 3. [`LocalApic::collect`] what others have posted, [`LocalApic::poll_timer`].
-//! 4. [`LocalApic::plan`] says what to inject and what to wait for. Arm the host's timer
-//!    with [`LocalApic::next_deadline`].
-//! 5. [`Shared::enter`]; if it says no, go back to 3. Halting in place of the guest is the
-//!    same: a halted VP is entered when the plan injects something.
+//! 4. [`LocalApic::plan`] says what to inject and what to wait for. Load CR8 from
+//!    [`LocalApic::cr8`], arm the host's timer with [`LocalApic::next_deadline`].
+//! 5. [`Shared::enter`]; if it says no, go back to 3 (what the plan injects occupies the
+//!    processor from then on). Halting in place of the guest is the same: a halted VP is
+//!    entered when the plan injects something.
 //!
 //! Whoever posts and is told to kick makes the target's CPU exit. Between `enter` and the
 //! guest a kick must stay pending (on SVM: GIF is clear).

@@ -222,7 +222,7 @@ impl LocalApic {
     pub fn signal(&mut self, source: Source) {
         self.raise(source, 0);
         if source == Source::Performance {
-            // 11.5.1 and volume 3B, 20.6.3.5.8: it masks itself.
+            // 11.5.1: it masks itself.
             let entry = &mut self.lvt[source as usize];
             entry.set_masked(true);
         }
@@ -247,10 +247,8 @@ impl LocalApic {
     }
 
     fn request_all(&mut self, vectors: VectorSet, level: bool) {
-        if !vectors.is_empty() {
-            for vector in vectors.iter() {
-                self.request(vector, level);
-            }
+        for vector in vectors.iter() {
+            self.request(vector, level);
         }
     }
 

@@ -43,7 +43,8 @@ pub struct Plan {
     /// Exit when interrupts can be taken. SVM: `V_IRQ` with this priority and the VINTR
     /// intercept.
     pub interrupt_window: Option<Window>,
-    /// Exit when an NMI can be taken (after IRET).
+    /// Exit when an NMI can be taken: after IRET, or, if only an event that is being injected
+    /// was in its way, after the first instruction.
     pub nmi_window: bool,
 }
 

@@ -1,7 +1,6 @@
 //! Saving and restoring, as plain values; how they are encoded is the owner's affair.
 
 use crate::assist::State;
-use crate::base::Mode;
 use crate::local::{LocalApic, Source, Startup};
 use crate::vectors::VectorSet;
 use thiserror::Error;
@@ -105,7 +104,6 @@ impl LocalApic {
             running: self.startup == Startup::Running,
             nmi: self.nmi,
             extint: self.extint,
-            // A bit that is to be taken back stands in the page, but nothing is owed.
             eoi_assist: self.eoi_assist == State::Set,
         }
     }
@@ -154,9 +152,12 @@ impl LocalApic {
         };
         new.nmi = saved.nmi;
         new.extint = saved.extint;
-        if saved.eoi_assist {
-            new.eoi_assist = State::Set;
-        }
+        new.eoi_assist = if saved.eoi_assist {
+            State::Set
+        } else {
+            // The bit may stand in the page without a meaning.
+            State::Retract
+        };
         *self = new;
         Ok(())
     }
@@ -185,11 +186,6 @@ impl LocalApic {
             saved.apic_base,
             "a mode, place and processor of this APIC",
         ))
-    }
-
-    /// Whether the registers are in MSRs.
-    pub fn is_x2apic(&self) -> bool {
-        self.mode() == Mode::X2Apic
     }
 }
 

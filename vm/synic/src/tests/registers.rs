@@ -83,6 +83,12 @@ fn pages_that_come_into_use_are_zero_and_their_neighbours_are_not_touched() {
 }
 
 #[test]
+fn memory_is_bounded() {
+    // 17 buffers of 256 bytes and the registers.
+    assert!(size_of::<Synic>() <= 6 * 1024, "{}", size_of::<Synic>());
+}
+
+#[test]
 fn auto_eoi_vectors_are_those_of_unmasked_sources() {
     let (mut synic, memory) = guest();
     for (sint, value) in [(2, 0x2_0080u64), (3, 0x3_0081), (4, 0x6_0082)] {

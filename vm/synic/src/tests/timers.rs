@@ -126,6 +126,18 @@ fn periodic_waits_until_its_message_is_delivered() {
 }
 
 #[test]
+fn a_timer_that_is_set_anew_forgets_what_was_not_delivered() {
+    let (mut synic, memory) = guest();
+    post(&mut synic, &memory, 3, b"full");
+    let _ = start(&mut synic, &memory, message_mode(), 500, 0);
+    let _ = synic.poll(600, &memory);
+    let _ = start(&mut synic, &memory, message_mode(), 1000, 700);
+    memory.empty_slot(3);
+    assert_eq!(end_of_message(&mut synic, &memory), []);
+    assert_eq!(synic.next_deadline(), Some(1000));
+}
+
+#[test]
 fn a_timer_that_is_behind_catches_up_with_half_its_period() {
     let (mut synic, memory) = guest();
     let _ = start(

@@ -122,6 +122,27 @@ fn a_page_that_goes_leaves_the_usual_end() {
 }
 
 #[test]
+fn what_stands_in_the_page_is_right_again_after_a_restore() {
+    for ended in [false, true] {
+        let (mut apic, mut page) = (xapic(), Page(Some(0)));
+        apic.request(0x41, false);
+        let _ = apic.plan(OPEN, &mut page);
+        apic.sync_eoi(&mut page);
+        if ended {
+            let _ = write(&mut apic, ApicRegister::EOI, 0);
+        }
+        let mut other = fresh();
+        other.restore(&apic.save(0), 0).unwrap();
+        let _ = other.plan(OPEN, &mut page);
+        assert_eq!(page.0, Some(u32::from(!ended)));
+        if !ended {
+            assert!(!page.end(&mut other));
+            assert_eq!(in_service(&other), []);
+        }
+    }
+}
+
+#[test]
 fn auto_eoi_does_not_touch_the_bit_of_what_is_in_service() {
     let (mut apic, mut page) = (xapic(), Page(Some(0)));
     apic.set_auto_eoi([0x90].into_iter().collect());

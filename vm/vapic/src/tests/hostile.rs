@@ -1,6 +1,7 @@
 //! Guests that write anything anywhere, at any time, and states from anywhere.
 
 use super::*;
+use core::sync::atomic::AtomicU64;
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -70,6 +71,21 @@ impl EoiAssist for Page {
     }
 }
 
+/// The only VP; it is never away when it sends.
+impl Apics for Shared {
+    type Word = AtomicU64;
+
+    fn count(&self) -> u32 {
+        1
+    }
+
+    fn shared(&self, _: u32) -> &Shared {
+        self
+    }
+
+    fn kick(&self, _: u32) {}
+}
+
 fn request(shared: &Shared, kind: u8, vector: u8) -> bool {
     match kind {
         0 => shared.post_nmi(),
@@ -110,7 +126,7 @@ proptest! {
                     let before = apic.clone();
                     match apic.write_msr(msr, value, now) {
                         Ok(Effect::Send(message)) => {
-                            deliver(core::slice::from_ref(&shared), Some(0), &message);
+                            deliver(&shared, Some(0), &message);
                         }
                         Ok(_) => prop_assert!(owns_msr(msr)),
                         Err(_) => prop_assert_eq!(&before, &apic),
