@@ -34,6 +34,10 @@ pub fn deliver<A: Apics + ?Sized>(apics: &A, sender: Option<u32>, message: &Mess
         if message.destination.includes(address, sender == Some(vp)) {
             post(apics, vp, message);
             reached += 1;
+            if let Destination::Physical(_) = message.destination {
+                // Ids are unique.
+                break;
+            }
         }
     }
     reached

@@ -204,9 +204,10 @@ impl LocalApic {
             self.startup = Startup::Running;
             collected.start = Some(requests.startup_page());
         }
-        // A VP that has not started drops it, so that it does not begin with an NMI.
-        self.nmi |= requests.nmi() && self.startup == Startup::Running;
-        if requests.extint() {
+        // A VP that has not started drops these, so that it does not begin with one.
+        let running = self.startup == Startup::Running;
+        self.nmi |= requests.nmi() && running;
+        if requests.extint() && running {
             self.extint = Some(requests.extint_vector());
         }
         if requests.lint0() {

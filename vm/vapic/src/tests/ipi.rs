@@ -226,7 +226,7 @@ fn init_and_startup_start_a_processor() {
 fn a_processor_that_waits_for_its_startup_takes_nothing_else() {
     let mut apic = LocalApic::new(config(1));
     let shared: Shared = Shared::new(apic.address());
-    assert!(!shared.post_nmi() && !shared.post(0x50, false));
+    assert!(!shared.post_nmi() && !shared.post(0x50, false) && !shared.post_extint(8));
     let _ = apic.collect(&shared);
     assert_eq!(apic.plan(OPEN, &mut ()), Plan::default());
     assert!(!shared.post_startup(8));
