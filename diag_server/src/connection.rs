@@ -17,6 +17,7 @@ use diag_proto::ttrpc::frame::Kind;
 use diag_proto::ttrpc::frame::Step;
 use nix::sys::socket::Shutdown;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio::sync::Semaphore;
@@ -154,8 +155,15 @@ impl<H: Handler> Connection<H> {
 
     /// Waits for the memory that a message takes.
     async fn room(&mut self, header: Header) -> Result<Room, End> {
-        let bytes = (header.length as usize).max(LEAST_ROOM) as u32;
-        let permit = self.service.request_bytes.clone().acquire_many_owned(bytes);
+        let bytes = (header.length as usize).max(LEAST_ROOM);
+        let budget = if bytes <= Limits::SMALL_MESSAGE {
+            &self.service.small_request_bytes
+        } else {
+            &self.service.request_bytes
+        };
+        // The decoder begins no message that is longer than its 24-bit limit.
+        let bytes = bytes as u32;
+        let permit = budget.clone().acquire_many_owned(bytes);
         let permit = unless_gone(
             &self.link,
             &mut self.stop,
@@ -274,14 +282,19 @@ impl<H: Handler> Connection<H> {
     }
 
     /// Lets requests end that a client may still wait for.
-    async fn finish(mut self, end: End, limits: &Limits) {
-        let patience = match end {
-            End::Closed => limits.half_closed,
-            End::Stopped => limits.drain,
-            End::Lost => return,
-        };
+    async fn finish(mut self, mut end: End, limits: &Limits) {
         let all = async { while self.requests.join_next().await.is_some() {} };
-        let _ = timeout(patience, all).await;
+        let mut all = pin!(all);
+        if end == End::Lost {
+            return;
+        }
+        if end == End::Closed {
+            tokio::select! {
+                _ = timeout(limits.half_closed, &mut all) => return,
+                _ = self.stop.changed() => end = End::Stopped,
+            }
+        }
+        let _ = timeout(limits.drain, all).await;
         if end == End::Stopped {
             // The machine may end with this server: the peer shall have its answers first.
             // (It is not told of the end before, because then it could not be seen to have

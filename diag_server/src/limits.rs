@@ -19,6 +19,9 @@ pub struct Limits {
     /// Bytes of all requests that are being received or carried out. A message for which
     /// there is no room is left in its socket until there is.
     pub request_bytes: usize,
+    /// The same for messages of at most [`Limits::SMALL_MESSAGE`] bytes, which do not count
+    /// there: peers that are slow with large ones hold up nobody's ping.
+    pub small_request_bytes: usize,
     /// Requests at once, of all connections, whose answers can be large (inspect, saved
     /// state). Each counts until its answer has been taken by the socket. A connection has
     /// one at a time, so that a peer that does not read does not hold up the others.
@@ -49,6 +52,11 @@ pub struct Limits {
     pub inspect_grace: Duration,
 }
 
+impl Limits {
+    /// Most bytes of a small message; nearly all are.
+    pub const SMALL_MESSAGE: usize = 4 << 10;
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -57,6 +65,7 @@ impl Default for Limits {
             requests_per_connection: 32,
             message_bytes: 4 << 20,
             request_bytes: 12 << 20,
+            small_request_bytes: 2 << 20,
             large_answers: 4,
             path_bytes: 4096,
             payload_fields: 4096,

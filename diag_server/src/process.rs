@@ -111,7 +111,12 @@ impl Processes {
             }
         };
         let (sender, receiver) = watch::channel(None);
-        self.table().processes.insert(pid, receiver);
+        {
+            let mut table = self.table();
+            table.processes.insert(pid, receiver);
+            // An earlier process with this id has nobody who could ask for it any more.
+            table.ended.retain(|ended| *ended != pid);
+        }
         let running = plan.start(&self.tasks);
         let this = self.clone();
         self.tasks.spawn(async move {

@@ -3,6 +3,7 @@
 use crate::Exposure;
 use crate::Handler;
 use crate::InspectCall;
+use crate::Limits;
 use crate::Options;
 use crate::Status;
 use crate::UpdateCall;
@@ -38,6 +39,7 @@ pub(crate) struct Service<H> {
     pub(crate) tasks: Arc<Tasks>,
     /// A permit per byte of a message.
     pub(crate) request_bytes: Arc<Semaphore>,
+    pub(crate) small_request_bytes: Arc<Semaphore>,
     large_answers: Arc<Semaphore>,
     processes: Arc<Processes>,
 }
@@ -87,9 +89,13 @@ impl<H: Handler> Service<H> {
         let tasks = Arc::<Tasks>::default();
         let data = Arc::new(DataConnections::new(limits, stats.clone(), tasks.clone()));
         let processes = Processes::new(limits, data.clone(), stats.clone(), tasks.clone());
-        let permits = limits.request_bytes.max(limits.message_bytes);
+        let bytes = |limit: usize, least: usize| {
+            let permits = limit.max(least).min(Semaphore::MAX_PERMITS);
+            Arc::new(Semaphore::new(permits))
+        };
         Self {
-            request_bytes: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+            request_bytes: bytes(limits.request_bytes, limits.message_bytes),
+            small_request_bytes: bytes(limits.small_request_bytes, Limits::SMALL_MESSAGE),
             large_answers: Arc::new(Semaphore::new(limits.large_answers.max(1))),
             processes: Arc::new(processes),
             handler,

@@ -368,6 +368,8 @@ fn large_requests_share_a_bounded_memory() {
     eventually("two have room", || {
         server.stats.request_bytes.get() == 8 * MIB as u64
     });
+    // Who wants little does not wait for them.
+    server.connect().ping();
     // All get it in time.
     std::thread::scope(|scope| {
         for client in &mut clients {
@@ -380,7 +382,7 @@ fn large_requests_share_a_bounded_memory() {
             });
         }
     });
-    assert_eq!(server.stats.request_bytes.most(), 8 * MIB as u64);
+    assert!(server.stats.request_bytes.most() <= 8 * MIB as u64 + 1024);
 }
 
 #[test]

@@ -198,9 +198,15 @@ pub fn launch<P: Message>(config: ProcessConfig, parameters: P) -> Result<Child,
         .map_err(failed("starting it"))?;
     let pid = child.id();
     // It is our child and nobody has waited for it: the number is still its own.
-    let process = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK)
-        .map_err(|error| failed("descriptor of the process")(error.into()))?;
-    let process = Arc::new(process);
+    let process = match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK) {
+        Ok(process) => Arc::new(process),
+        Err(error) => {
+            // Nobody would watch it. Both calls succeed for a child that nobody waits for.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed("descriptor of the process")(error.into()));
+        }
+    };
     let (sender, death) = watch::channel(None);
     let stderr = child.stderr.take().map(OwnedFd::from);
     let monitor = monitor::Monitor::new(process.clone(), stderr, config.sink);
