@@ -5,6 +5,7 @@ use crate::requests::Refusal;
 use crate::requests::StartOptions;
 use crate::state::Paravisor;
 use diag_proto::diag::StartRequest;
+use diag_server::Code;
 use diag_server::Exposure;
 use diag_server::Handler;
 use diag_server::InspectCall;
@@ -17,6 +18,8 @@ use diag_server::UpdateCall;
 use diag_server::Visibility;
 use inspect::Query;
 use inspect::Sensitivity;
+use mesh::CancelContext;
+use mesh::RpcError;
 use mesh::Sender;
 use std::future::Future;
 use std::io;
@@ -25,8 +28,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use underhill_core::Request;
 
-/// How long an inspection takes at most if its client sets no deadline.
-const INSPECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long an inspection takes at most if its client sets no deadline, and how long a
+/// worker may take to tell its state.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The most variables that a client may give to a worker.
 const VARIABLES_MAX: usize = 64;
@@ -57,7 +61,7 @@ impl Diagnostics {
     }
 
     fn deadline(deadline: Option<std::time::Instant>) -> impl Future<Output = ()> + Send {
-        let end = deadline.map_or_else(|| Instant::now() + INSPECT_DEADLINE, Instant::from_std);
+        let end = deadline.map_or_else(|| Instant::now() + ANSWER_DEADLINE, Instant::from_std);
         tokio::time::sleep_until(end)
     }
 }
@@ -94,13 +98,7 @@ impl Handler for Diagnostics {
         );
         match answer.await {
             Ok(value) => Ok(value.into()),
-            Err(error @ inspect::Error::NotFound) => {
-                Err(Status::not_found(format_args!("{}: {error}", call.path)))
-            }
-            Err(error @ (inspect::Error::Immutable | inspect::Error::Refused(_))) => Err(
-                Status::invalid_argument(format_args!("{}: {error}", call.path)),
-            ),
-            Err(error) => Err(Status::unavailable(format_args!("{}: {error}", call.path))),
+            Err(error) => Err(not_updated(&call.path, &error)),
         }
     }
 
@@ -130,10 +128,15 @@ impl Handler for Diagnostics {
         let worker = worker.ok_or_else(|| {
             Status::failed_precondition("there is no VM worker whose state could be saved")
         })?;
-        match worker.requests.call(Request::Save, ()).await {
-            Ok(state) => Ok(state.0),
-            Err(error) => Err(Status::unavailable(format_args!("VM worker: {error}"))),
-        }
+        let context = CancelContext::new().with_timeout(ANSWER_DEADLINE);
+        let saved = worker.requests.call_within(&context, Request::Save, ());
+        saved.await.map(|state| state.0).map_err(|error| {
+            let code = match error {
+                RpcError::Cancelled(_) => Code::DeadlineExceeded,
+                _ => Code::Unavailable,
+            };
+            Status::new(code, format_args!("VM worker: {error}"))
+        })
     }
 
     async fn power_off(&self) -> Result<(), Status> {
@@ -142,6 +145,19 @@ impl Handler for Diagnostics {
             .await
             .map_err(|error| Status::unavailable(format_args!("the paravisor is ending: {error}")))
     }
+}
+
+/// Why the value at `path` was not changed.
+fn not_updated(path: &str, error: &inspect::Error) -> Status {
+    use inspect::Error;
+    let code = match error {
+        Error::NotFound | Error::NotADirectory => Code::NotFound,
+        Error::Immutable | Error::Refused(_) => Code::InvalidArgument,
+        Error::Unresolved => Code::DeadlineExceeded,
+        Error::Unreachable(_) => Code::Unavailable,
+        Error::Internal | Error::Truncated => Code::Internal,
+    };
+    Status::new(code, format_args!("{path}: {error}"))
 }
 
 fn no_guest(action: &str) -> Status {
@@ -234,6 +250,20 @@ mod tests {
     }
 
     #[test]
+    fn a_late_answer_is_told_apart_from_a_wrong_path() {
+        for (error, code) in [
+            (inspect::Error::Unresolved, Code::DeadlineExceeded),
+            (inspect::Error::NotADirectory, Code::NotFound),
+            (
+                inspect::Error::Unreachable("gone".into()),
+                Code::Unavailable,
+            ),
+        ] {
+            assert_eq!(not_updated("a/b", &error).code, code, "{error}");
+        }
+    }
+
+    #[test]
     fn a_worker_takes_variables_of_ours_only() {
         let options = start_options(request(&[], &[("OPENHCL_A", "1")])).unwrap();
         assert_eq!(
@@ -247,10 +277,7 @@ mod tests {
             request(&[], &[("OPENHCL_A", "a\0b")]),
             request(&[], &vec![("OPENHCL_A", "1"); 65]),
         ] {
-            assert_eq!(
-                start_options(bad).unwrap_err().code,
-                diag_server::Code::InvalidArgument
-            );
+            assert_eq!(start_options(bad).unwrap_err().code, Code::InvalidArgument);
         }
     }
 }

@@ -172,16 +172,17 @@ impl Instance {
         let mut hears_events = true;
         let mut hears_commands = true;
         let mut watch = Some(not_ready_within(self.patience.start_deadline));
-        let mut stop_deadline = Duration::ZERO;
+        // Set when it was asked to end: until when, and how long that was.
+        let mut stopping: Option<(Instant, Duration)> = None;
         let death = loop {
             tokio::select! {
                 death = self.child.exited() => break death,
                 event = self.events.recv(), if hears_events => match event {
                     Ok(Event::Ready { stamps }) => {
-                        watch = self.patience.watchdog.map(|(interval, deadline)| {
-                            let stats = self.watchdog.clone();
-                            watchdog(self.requests.clone(), stats, interval, deadline)
-                        });
+                        // One that was asked to end meanwhile is still to end in time.
+                        if stopping.is_none() {
+                            watch = self.watchdog();
+                        }
                         let stamps = sensible(stamps);
                         // The controller ends after its workers: it listens.
                         let _ = reports.send(Report::Ready { generation, stamps }).await;
@@ -198,13 +199,14 @@ impl Instance {
                     }
                     Outcome::State(bytes) => {
                         state = Some(bytes);
-                        watch = Some(not_ended(stop_deadline));
+                        watch = stopping.map(|(end, deadline)| not_ended(end, deadline));
                     }
                 },
                 command = commands.recv(), if hears_commands => match command {
                     Some(Command::Stop { deadline }) => {
-                        stop_deadline = deadline;
-                        watch = Some(stop(self.requests.clone(), deadline));
+                        let end = Instant::now() + deadline;
+                        stopping = Some((end, deadline));
+                        watch = Some(stop(self.requests.clone(), end, deadline));
                     }
                     Some(Command::Kill { signal, reason: why }) => {
                         self.kill(signal);
@@ -228,6 +230,12 @@ impl Instance {
             state,
         };
         let _ = reports.send(Report::Ended(end)).await;
+    }
+
+    fn watchdog(&self) -> Option<Watch> {
+        let (interval, deadline) = self.patience.watchdog?;
+        let stats = self.watchdog.clone();
+        Some(watchdog(self.requests.clone(), stats, interval, deadline))
     }
 
     fn kill(&self, signal: Signal) {
@@ -267,9 +275,10 @@ fn not_ready_within(deadline: Duration) -> Watch {
     })
 }
 
-fn not_ended(deadline: Duration) -> Watch {
+/// It has given its state, and is to end before `end`, like the answer within `deadline`.
+fn not_ended(end: Instant, deadline: Duration) -> Watch {
     Box::pin(async move {
-        tokio::time::sleep(deadline).await;
+        tokio::time::sleep_until(end).await;
         Outcome::Problem(format!(
             "stopped, but did not end within {} ms",
             deadline.as_millis()
@@ -305,11 +314,10 @@ fn watchdog(
     })
 }
 
-/// Asks for the state, which is also the request to end.
-fn stop(requests: Sender<Request>, deadline: Duration) -> Watch {
+/// Asks for the state, which is also the request to end; `end` is after `deadline`.
+fn stop(requests: Sender<Request>, end: Instant, deadline: Duration) -> Watch {
     Box::pin(async move {
-        let end = Instant::now() + deadline;
-        let context = CancelContext::new().with_timeout(deadline);
+        let context = CancelContext::new().with_deadline(end.into_std());
         match requests.call_within(&context, Request::Stop, ()).await {
             Ok(state) => Outcome::State(state),
             Err(error) => {

@@ -200,6 +200,24 @@ fn a_worker_that_stops_leaves_its_state() {
 }
 
 #[test]
+fn a_worker_that_gets_ready_after_it_was_asked_to_stop_still_stops() {
+    run(async {
+        let ends = tempfile::tempdir().unwrap();
+        let mut worker = watched(&until(ends.path(), 0), patience(LONG, None));
+        let stop = Command::Stop { deadline: LONG };
+        worker.commands.send(stop).await.unwrap();
+        let Request::Stop(rpc) = worker.requests.recv().await.unwrap() else {
+            panic!("expected to be asked to stop");
+        };
+        worker.ready().await;
+        assert_eq!(rpc.context().reason(), None, "it is still waited for");
+        rpc.complete(Bytes(vec![1]));
+        std::fs::write(ends.path().join("now"), "").unwrap();
+        assert_eq!(worker.end().await.state, Some(Bytes(vec![1])));
+    });
+}
+
+#[test]
 fn a_worker_that_does_not_stop_is_killed_at_the_deadline() {
     run(async {
         let mut worker = watched("exec sleep 600", patience(LONG, None));
