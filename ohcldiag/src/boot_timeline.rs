@@ -28,7 +28,7 @@ struct Milestone {
     name: String,
     process: String,
     /// The processor's counter then.
-    tsc: Option<u64>,
+    ticks: Option<u64>,
     /// After time 0.
     ns: u64,
 }
@@ -104,7 +104,7 @@ fn milestones(node: &Node) -> Result<Vec<Milestone>, Failure> {
         milestones.push(Milestone {
             name: name.to_owned(),
             process: text("process").unwrap_or_default().to_owned(),
-            tsc: number("tsc"),
+            ticks: number("ticks"),
             ns,
         });
     }
@@ -126,7 +126,7 @@ mod tests {
     struct Stamp {
         name: &'static str,
         process: &'static str,
-        tsc: u64,
+        ticks: u64,
         ns: u64,
     }
 
@@ -134,7 +134,7 @@ mod tests {
         Stamp {
             name,
             process: "shim",
-            tsc: 2 * ns,
+            ticks: 2 * ns,
             ns,
         }
     }
@@ -157,7 +157,7 @@ mod tests {
     fn milestones_are_sorted_and_have_bars() {
         let stamps = vec![stamp("end", 4_000_000), stamp("start", 1_000_000)];
         let boot = read(stamps).unwrap();
-        assert_eq!(boot.milestones[0].tsc, Some(2_000_000));
+        assert_eq!(boot.milestones[0].ticks, Some(2_000_000));
         let table = boot.table();
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 4);

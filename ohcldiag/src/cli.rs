@@ -83,9 +83,9 @@ pub(crate) struct PingArgs {
 #[command(after_help = "\
 Examples:
   ohcldiag inspect memory
-  ohcldiag inspect vm/vp/0 --json
+  ohcldiag inspect vm/topology --json
   ohcldiag inspect diag --periodic 1         every second, counters as rates
-  ohcldiag inspect trace/filter -u debug     change a value
+  ohcldiag inspect log/filter -u debug       change a value
 
 What cannot be had is shown in angle brackets and does not fail the command, unless it is
 what was asked for. `_` is a directory below the depth. With --json, values are plain,

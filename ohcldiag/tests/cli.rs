@@ -72,8 +72,8 @@ fn inspect_shows_a_tree() {
         tree,
         "build_info:\n  revision: \"abc\\u{1b}[31m\"\n  base: 0x1000\nmemory:\n  \
          total: 4096 bytes (4.0 KiB)\nboot:\n  zero: \"begin\"\n  milestones:\n    0:\n      name: \"shim_entry\"\n      \
-         process: \"openhcl_boot\"\n      tsc: 1000\n      ns: 1000000 ns (1.0 ms)\n    1:\n      \
-         name: \"ready\"\n      process: \"openvmm_hcl\"\n      tsc: 4000\n      \
+         process: \"openhcl_boot\"\n      ticks: 1000\n      ns: 1000000 ns (1.0 ms)\n    1:\n      \
+         name: \"ready\"\n      process: \"openvmm_hcl\"\n      ticks: 4000\n      \
          ns: 4000000 ns (4.0 ms)\nproc:\n  42:\n    name: \"underhill_vm\"\nsetting: 0\nasked: 0\n\
          vm: <error: no answer in time>\n"
     );

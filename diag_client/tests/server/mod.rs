@@ -60,7 +60,7 @@ pub struct TestVm {
 struct Milestone {
     name: &'static str,
     process: &'static str,
-    tsc: u64,
+    ticks: u64,
     #[inspect(unit = "ns")]
     ns: u64,
 }
@@ -69,13 +69,13 @@ const MILESTONES: [Milestone; 2] = [
     Milestone {
         name: "shim_entry",
         process: "openhcl_boot",
-        tsc: 1000,
+        ticks: 1000,
         ns: 1_000_000,
     },
     Milestone {
         name: "ready",
         process: "openvmm_hcl",
-        tsc: 4000,
+        ticks: 4000,
         ns: 4_000_000,
     },
 ];

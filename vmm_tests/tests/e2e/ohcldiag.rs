@@ -93,8 +93,10 @@ fn a_release_image_is_asked() {
         "config",
         "topology",
         "memory",
+        "shim_log",
         "boot",
         "proc",
+        "mesh",
         "diag",
         "vm",
     ] {
@@ -120,6 +122,7 @@ fn a_release_image_is_asked() {
         .map(|stamp| stamp["ns"].as_u64())
         .collect();
     assert!(times.is_sorted() && !times.contains(&None), "{boot}");
+    assert!(milestones[0]["ticks"].is_u64(), "{boot}");
 
     let error = failure(&vm, &["shell"], 1);
     assert!(error.contains("only development images"), "{error}");
