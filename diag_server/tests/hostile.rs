@@ -530,37 +530,3 @@ fn data_connections_that_nobody_names_give_way() {
     eventually("there is room", || server.stats.data_connections.get() == 0);
     server.data();
 }
-
-#[test]
-fn peer_that_never_reads_a_stream_holds_one_buffer() {
-    let server = Server::new();
-    let mut client = server.connect();
-    let before = resident_bytes();
-    let streams: Vec<_> = (0..100)
-        .map(|_| {
-            let (conn, stream) = server.data();
-            let request = FileRequest {
-                follow: true,
-                conn,
-                file_path: "/dev/zero".into(),
-            };
-            client
-                .diag::<Empty>("ReadFile", &request)
-                .expect("it serves");
-            stream
-        })
-        .collect();
-    client.ping();
-    let grown = resident_bytes().saturating_sub(before);
-    // 8 KiB for each reader, and what the allocator and other tests take.
-    assert!(grown < 64 * MIB, "{grown} bytes");
-    assert_eq!(server.stats.data_connections.get(), 100);
-    drop(streams);
-}
-
-/// Memory of this process: test and server.
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs");
-    let pages = statm.split(' ').nth(1).expect("its second field");
-    4096 * pages.parse::<usize>().expect("a number")
-}

@@ -209,6 +209,25 @@ fn power_off_is_answered_before_the_server_ends() {
 }
 
 #[test]
+fn a_client_that_sends_no_more_does_not_hold_up_the_end() {
+    let server = Server::with_limits(|limits| {
+        limits.half_closed = std::time::Duration::from_secs(3600);
+    });
+    let mut client = server.connect();
+    client.send(UNDERHILL_DIAG, "Restart", &Empty {});
+    common::eventually("the request begins", || !server.handler.calls().is_empty());
+    client
+        .stream
+        .shutdown(std::net::Shutdown::Write)
+        .expect("a socket");
+    let mut other = server.connect();
+    let id = other.send(openhcl::OPENHCL_CONTROL, openhcl::POWER_OFF, &Empty {});
+    assert_eq!(other.response(), Some((id, Ok(vec![]))));
+    drop(other);
+    server.wait_for_end();
+}
+
+#[test]
 fn isolated_vm_shows_safe_values_and_nothing_else() {
     let server = Server::with(Options {
         exposure: Exposure::SafeInspect,
