@@ -9,7 +9,7 @@
 //! 2. [`igvm_loader::Options`] reads the host's own command line.
 //! 3. [`igvm_loader`] validates the whole file, chooses where it goes, makes what the file
 //!    wants to know of the machine and yields a [`igvm_loader::LoadPlan`].
-//! 4. The plan is executed; [`vtl`] gives each VTL its nested page table.
+//! 4. The plan is executed; [`vtl`] gives each VTL its nested page table ([`nested`]).
 //! 5. VP 0 begins in VTL2 as the image says; [`partition`] handles what makes a VP leave
 //!    its VTL: [`cpuid`], MSRs, [`hypercall`]s, ports, faults. The other CPUs sleep until
 //!    VTL2 starts their VPs. [`svm`] knows the processor's structures.
@@ -37,6 +37,7 @@ pub mod clock;
 pub mod cpuid;
 pub mod guest_memory;
 pub mod hypercall;
+pub mod nested;
 pub mod partition;
 pub mod platform;
 pub mod svm;

@@ -1,16 +1,18 @@
 //! Virtual trust levels: which there are, and what memory each of them sees.
 
 use crate::clock::{HPET_BASE, HPET_SIZE};
+use crate::nested::{NestedTables, Table};
 use crate::partition::apic;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use igvm_loader::{MemoryRange, normalize, subtract};
-use page_table::{
-    Attributes, Config, LeafSize, PageTable, Region, build_identity_map, tables_needed,
-};
+use page_table::{Attributes, LeafSize, Region};
 use vsm_host_defs::{HOST_MEMORY_BASE, HOST_MEMORY_SIZE};
-use zerocopy::FromZeros;
+
+/// Tables for the parts of the guest's map that get protections of their own; the host's
+/// memory sets the limit. One table refines 2 MiB.
+const SPARE_TABLES: usize = 512;
 
 /// Arrays that are indexed by [`Vtl::index`] have this length.
 pub const VTL_COUNT: usize = 3;
@@ -55,9 +57,8 @@ pub struct VtlSpace {
     pub ram: Vec<MemoryRange>,
     /// Root of the nested page table.
     pub nested_cr3: u64,
-    /// Keeps the tables alive.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the processor reads them"))]
-    tables: Vec<PageTable>,
+    /// The nested page table itself.
+    pub(crate) tables: NestedTables,
 }
 
 /// What the machine has, as seen by the host.
@@ -75,18 +76,20 @@ pub struct Machine<'a> {
 
 impl VtlSpace {
     /// No memory at all.
-    const EMPTY: Self = Self {
-        ram: Vec::new(),
-        nested_cr3: 0,
-        tables: Vec::new(),
-    };
+    fn empty() -> Self {
+        Self {
+            ram: Vec::new(),
+            nested_cr3: 0,
+            tables: NestedTables::empty(),
+        }
+    }
 
     /// The spaces of all VTLs, by [`Vtl::index`]; numbers that are no VTL have an empty one.
     pub fn all(
         machine: &Machine<'_>,
-        physical_address: impl Fn(&[PageTable]) -> u64,
+        physical_address: impl Fn(&[Table]) -> u64,
     ) -> Result<[Self; VTL_COUNT], page_table::Error> {
-        let mut spaces = [Self::EMPTY; VTL_COUNT];
+        let mut spaces = core::array::from_fn(|_| Self::empty());
         for vtl in Vtl::ALL {
             spaces[vtl.index()] = Self::new(vtl, machine, &physical_address)?;
         }
@@ -97,7 +100,7 @@ impl VtlSpace {
     pub fn new(
         vtl: Vtl,
         machine: &Machine<'_>,
-        physical_address: impl FnOnce(&[PageTable]) -> u64,
+        physical_address: impl FnOnce(&[Table]) -> u64,
     ) -> Result<Self, page_table::Error> {
         let (ram, mapped) = layout(vtl, machine);
         let region =
@@ -114,18 +117,16 @@ impl VtlSpace {
             regions.extend(apic::pages().iter().map(|page| region(page, read_only)));
             regions.sort_unstable_by_key(|region| region.start);
         }
-        let needed = tables_needed(&regions, machine.max_leaf)?;
-        let mut tables: Vec<PageTable> = (0..needed).map(|_| PageTable::new_zeroed()).collect();
-        let address = physical_address(&tables);
-        let map = build_identity_map(
-            &mut tables,
-            address,
-            &regions,
-            Config::nested(machine.max_leaf),
-        )?;
+        // Nobody restricts the paravisor.
+        let spare = if vtl == Vtl::PARAVISOR {
+            0
+        } else {
+            SPARE_TABLES
+        };
+        let tables = NestedTables::new(&regions, machine.max_leaf, spare, physical_address)?;
         Ok(Self {
             ram,
-            nested_cr3: map.root,
+            nested_cr3: tables.root(),
             tables,
         })
     }
@@ -215,7 +216,7 @@ mod tests {
         let ram = [MemoryRange::new(0, 2 * GIB)];
         let space = VtlSpace::new(Vtl::PARAVISOR, &machine(&ram), |_| HOST_MEMORY_BASE).unwrap();
         // Root, two of the third level, and those that the holes and the APIC need.
-        assert!(space.tables.len() <= 8, "{}", space.tables.len());
+        assert!(space.tables.count() <= 8, "{}", space.tables.count());
         assert_eq!(space.nested_cr3, HOST_MEMORY_BASE);
     }
 

@@ -191,6 +191,46 @@ pub struct GetVpIndexFromApicId {
     pub rsvd: [u8; 7],
 }
 
+/// `HV_MAP_GPA_FLAGS`: what a lower VTL may do with a page.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct HvMapGpaFlags {
+    /// Reading.
+    pub readable: bool,
+    /// Writing.
+    pub writable: bool,
+    /// Execution in kernel mode.
+    pub kernel_executable: bool,
+    /// Execution in user mode.
+    pub user_executable: bool,
+    #[bits(28)]
+    _reserved: u32,
+}
+
+impl HvMapGpaFlags {
+    /// Everything.
+    pub const ALL: Self = Self::from_bits(0xf);
+
+    /// True if every bit that is not above is zero.
+    pub const fn reserved_bits_are_zero(self) -> bool {
+        self.into_bits() & !Self::ALL.into_bits() == 0
+    }
+}
+
+/// Header of `MODIFY_VTL_PROTECTION_MASK`, followed by u64 GPA page numbers.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ModifyVtlProtectionMask {
+    /// Partition; `HV_PARTITION_ID_SELF`.
+    pub partition_id: u64,
+    /// What the VTL may do with the pages from now on.
+    pub map_flags: HvMapGpaFlags,
+    /// The VTL that is restricted.
+    pub target_vtl: HvInputVtl,
+    /// Must be zero.
+    pub rsvd: [u8; 3],
+}
+
 /// Input of `ENTER_SLEEP_STATE`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -205,3 +245,4 @@ pub const HV_SLEEP_STATE_S5: u32 = 5;
 const _: () = assert!(size_of::<GetSetVpRegisters>() == 16);
 const _: () = assert!(size_of::<EnableVpVtl>() == 240);
 const _: () = assert!(size_of::<GetVpIndexFromApicId>() == 16);
+const _: () = assert!(size_of::<ModifyVtlProtectionMask>() == 16);

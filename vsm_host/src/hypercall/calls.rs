@@ -3,31 +3,18 @@
 use super::registers;
 use crate::guest_memory::GuestMemory;
 use crate::log_text;
+use crate::nested::{Access, ProtectError};
 use crate::partition::{Partition, Processor, Vp};
 use crate::vtl::Vtl;
 use boot_events::HOST_POWER_OFF;
 use hv_defs::hypercall::{
     EnableVpVtl, EnterSleepState, GetVpIndexFromApicId, HV_SLEEP_STATE_S5, HvInputVtl, HvStatus,
-    HypercallCode,
+    HypercallCode, ModifyVtlProtectionMask,
 };
 use hv_defs::{HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF};
 use igvm_loader::StartContext;
 use vsm_host_defs::ExitReason;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-/// Input of `MODIFY_VTL_PROTECTION_MASK`, followed by u64 GPA page numbers.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub(super) struct ModifyVtlProtectionMask {
-    partition_id: u64,
-    map_flags: u32,
-    target_vtl: HvInputVtl,
-    rsvd: [u8; 3],
-}
-
-/// Access rights in `ModifyVtlProtectionMask::map_flags`: read, write, execute in kernel
-/// and in user mode.
-const MAP_FLAGS_DEFINED: u32 = 0xf;
+use zerocopy::FromBytes;
 
 /// Who makes a call.
 pub(super) struct Caller<'a, P> {
@@ -154,7 +141,9 @@ pub(super) fn repeated<P: Processor>(
         HypercallCode::GET_VP_INDEX_FROM_APIC_ID => {
             vp_indices(caller, header, list, output, &mut done)
         }
-        HypercallCode::MODIFY_VTL_PROTECTION_MASK => modify_protection(caller, header),
+        HypercallCode::MODIFY_VTL_PROTECTION_MASK => {
+            modify_protection(caller, header, list, &mut done)
+        }
         _ => Err(HvStatus::INVALID_HYPERCALL_CODE),
     };
     (result, done)
@@ -205,18 +194,53 @@ fn vp_indices<P: Processor>(
     Ok(())
 }
 
-fn modify_protection<P: Processor>(caller: &Caller<'_, P>, header: &[u8]) -> Result<(), HvStatus> {
+fn modify_protection<P: Processor>(
+    caller: &Caller<'_, P>,
+    header: &[u8],
+    list: &[u8],
+    done: &mut usize,
+) -> Result<(), HvStatus> {
     let header = parse::<ModifyVtlProtectionMask>(header)?;
     check_partition(header.partition_id)?;
     check_zero(&header.rsvd)?;
-    if header.map_flags & !MAP_FLAGS_DEFINED != 0 {
-        return Err(HvStatus::INVALID_PARAMETER);
-    }
+    let access = Access::new(header.map_flags).ok_or(HvStatus::INVALID_PARAMETER)?;
     let target = caller.target_vtl(header.target_vtl)?;
     if target == caller.vp.vtl {
         // A VTL protects itself from lower ones, not from itself.
         return Err(HvStatus::INVALID_PARAMETER);
     }
-    // Lower VTLs are not enabled in the partition yet.
-    Err(HvStatus::INVALID_PARTITION_STATE)
+    if !caller.partition.vsm_config().enable_vtl_protection() {
+        return Err(HvStatus::INVALID_PARTITION_STATE);
+    }
+    for page in list.chunks_exact(size_of::<u64>()) {
+        protect(caller, target, parse(page)?, access)?;
+        *done += 1;
+    }
+    Ok(())
+}
+
+/// Restricts what a lower VTL may do with one page of its RAM. RAM of the caller, which
+/// the lower VTL does not have, may be taken from it once more but not given to it.
+fn protect<P: Processor>(
+    caller: &Caller<'_, P>,
+    target: Vtl,
+    page: u64,
+    access: Access,
+) -> Result<(), HvStatus> {
+    let lower = caller.partition.memory(target, caller.processor);
+    let Ok(address) = lower.check_page(page) else {
+        let own = caller.memory().check_page(page);
+        return match own {
+            Ok(_) if access == Access::NONE => Ok(()),
+            Ok(_) => Err(HvStatus::ACCESS_DENIED),
+            Err(_) => Err(HvStatus::INVALID_PARAMETER),
+        };
+    };
+    let tables = caller.partition.nested_tables(target);
+    tables
+        .protect(address, access)
+        .map_err(|error| match error {
+            ProtectError::NotMapped => HvStatus::INVALID_PARAMETER,
+            ProtectError::OutOfTables => HvStatus::INSUFFICIENT_MEMORY,
+        })
 }

@@ -14,7 +14,7 @@ use calls::Caller;
 use hv_defs::HV_PAGE_SIZE;
 use hv_defs::hypercall::{
     EnableVpVtl, EnterSleepState, GetSetVpRegisters, GetVpIndexFromApicId, HvStatus,
-    HypercallCode as Code, HypercallControl, HypercallResult,
+    HypercallCode as Code, HypercallControl, HypercallResult, ModifyVtlProtectionMask,
 };
 use hv_defs::registers::HvRegisterAssoc;
 pub(crate) use registers::check_vsm_config;
@@ -78,7 +78,7 @@ const VALUE: usize = size_of::<u128>();
 const ASSOC: usize = size_of::<HvRegisterAssoc>();
 const START: usize = size_of::<EnableVpVtl>();
 const INDEX: usize = size_of::<GetVpIndexFromApicId>();
-const PROTECTION: usize = size_of::<calls::ModifyVtlProtectionMask>();
+const PROTECTION: usize = size_of::<ModifyVtlProtectionMask>();
 
 /// The calls that exist.
 const FORMS: [Form; 9] = [

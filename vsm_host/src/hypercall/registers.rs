@@ -5,7 +5,7 @@ use crate::partition::counters::Refused;
 use crate::partition::overlay::CODE_PAGE_OFFSETS;
 use crate::partition::{Processor, crash};
 use crate::vtl::Vtl;
-use hv_defs::hypercall::{GetSetVpRegisters, HvStatus};
+use hv_defs::hypercall::{GetSetVpRegisters, HvMapGpaFlags, HvStatus};
 use hv_defs::msr::OverlayPage;
 use hv_defs::registers::{HvRegisterAssoc, HvRegisterName as Name};
 use hv_defs::vsm::{VsmCapabilities, VsmPartitionConfig, VsmPartitionStatus, VsmVpStatus};
@@ -167,13 +167,16 @@ fn unknown<P: Processor>(caller: &Caller<'_, P>, name: u32) -> HvStatus {
     HvStatus::INVALID_PARAMETER
 }
 
-/// Checks a change of the partition's VSM configuration.
+/// Checks a change of the partition's VSM configuration. Pages are protected one by one,
+/// not by default.
 pub(crate) fn check_vsm_config(
     old: VsmPartitionConfig,
     new: VsmPartitionConfig,
 ) -> Result<(), HvStatus> {
+    let all = u32::from(HvMapGpaFlags::ALL) as u8;
+    let other_default = new.enable_vtl_protection() && new.default_vtl_protection_mask() != all;
     let protection_taken_back = old.enable_vtl_protection() && !new.enable_vtl_protection();
-    if new.into_bits() & !VSM_CONFIG_DEFINED != 0 || protection_taken_back {
+    if new.into_bits() & !VSM_CONFIG_DEFINED != 0 || protection_taken_back || other_default {
         return Err(HvStatus::INVALID_REGISTER_VALUE);
     }
     Ok(())

@@ -2,7 +2,7 @@ use super::*;
 use crate::partition::Next;
 use crate::partition::counters::MAX_REPORTS;
 use crate::partition::mailbox::Sleeper;
-use crate::partition::tests::{FakeProcessor, VTL2_END, setup};
+use crate::partition::tests::{FakeProcessor, GUEST_RAM, VTL2_END, setup};
 use crate::svm::context::tests::linux_ap;
 use hv_defs::hypercall::{HvInputVtl, HypercallCode};
 use hv_defs::registers::HvRegisterName;
@@ -315,6 +315,9 @@ fn user_mode_and_vtl_switches_fault() {
 fn protection_cannot_be_taken_back() {
     let mut guest = Guest::new();
     let config = HvRegisterName::VSM_PARTITION_CONFIG;
+    // Protection by default is not offered.
+    assert_eq!(guest.set(config, 0x1), HvStatus::INVALID_REGISTER_VALUE);
+    assert_eq!(guest.set(config, 0x1e), HvStatus::SUCCESS);
     // What Linux writes.
     assert_eq!(guest.set(config, 0x163f), HvStatus::SUCCESS);
     assert_eq!(guest.set(config, 0x163e), HvStatus::INVALID_REGISTER_VALUE);
@@ -334,6 +337,93 @@ fn protection_cannot_be_taken_back() {
         guest.set(HvRegisterName::VSM_VP_STATUS, 0),
         HvStatus::ACCESS_DENIED
     );
+}
+
+/// Restricts the guest's use of pages; status and pages done.
+fn protect(guest: &mut Guest, flags: u32, target: HvInputVtl, pages: &[u64]) -> (HvStatus, u16) {
+    let mut input = ModifyVtlProtectionMask {
+        partition_id: HV_PARTITION_ID_SELF,
+        map_flags: flags.into(),
+        target_vtl: target,
+        rsvd: [0; 3],
+    }
+    .as_bytes()
+    .to_vec();
+    for page in pages {
+        input.extend(page.to_le_bytes());
+    }
+    let code = HypercallCode::MODIFY_VTL_PROTECTION_MASK;
+    guest.call(control(code).with_rep_count(pages.len() as u16), &input)
+}
+
+#[test]
+fn the_guests_memory_is_protected_page_by_page() {
+    let mut guest = Guest::new();
+    let (own, lower) = (VTL2_END / 4096 - 1, GUEST_RAM.start() / 4096);
+    let call = |guest: &mut Guest, flags, pages: &[u64]| protect(guest, flags, vtl(0), pages);
+    assert_eq!(
+        call(&mut guest, 1, &[lower]),
+        (HvStatus::INVALID_PARTITION_STATE, 0)
+    );
+    guest.set(HvRegisterName::VSM_PARTITION_CONFIG, 0x163f);
+    assert_eq!(
+        call(&mut guest, 1, &[lower, lower + 1]),
+        (HvStatus::SUCCESS, 2)
+    );
+    // Nobody gives the guest what is not its own; taking it away changes nothing.
+    assert_eq!(call(&mut guest, 0, &[lower, own]), (HvStatus::SUCCESS, 2));
+    for flags in [1, 0xf] {
+        assert_eq!(
+            call(&mut guest, flags, &[lower, own]),
+            (HvStatus::ACCESS_DENIED, 1)
+        );
+    }
+    for nowhere in [GUEST_RAM.end() / 4096, 0xfee00, 1 << 52, u64::MAX] {
+        assert_eq!(
+            call(&mut guest, 0, &[lower, nowhere]),
+            (HvStatus::INVALID_PARAMETER, 1),
+            "{nowhere:#x}"
+        );
+    }
+    for flags in [2, 5, 0x10, 1 << 31] {
+        assert_eq!(
+            call(&mut guest, flags, &[lower]),
+            (HvStatus::INVALID_PARAMETER, 0),
+            "{flags:#x}"
+        );
+    }
+    for target in [HvInputVtl::new(), vtl(2), vtl(1)] {
+        assert_eq!(
+            protect(&mut guest, 0, target, &[lower]).0,
+            HvStatus::INVALID_PARAMETER
+        );
+    }
+}
+
+#[test]
+fn protections_have_a_bound() {
+    let mut guest = Guest::new();
+    guest.set(HvRegisterName::VSM_PARTITION_CONFIG, 0x163f);
+    let first = GUEST_RAM.start() / 4096;
+    let mut done = 0;
+    // One page of every 2 MiB, each of which takes a table.
+    let refusal = loop {
+        let pages: Vec<u64> = (done..done + 100).map(|n| first + n * 512).collect();
+        let (status, count) = protect(&mut guest, 1, vtl(0), &pages);
+        done += u64::from(count);
+        if count < 100 {
+            break status;
+        }
+    };
+    assert_eq!(refusal, HvStatus::INSUFFICIENT_MEMORY);
+    assert!((500..=512).contains(&done), "{done}");
+    // What is refined already can still be changed, and given back.
+    assert_eq!(
+        protect(&mut guest, 0xf, vtl(0), &[first]).0,
+        HvStatus::SUCCESS
+    );
+    let next = first + done * 512;
+    assert_eq!(protect(&mut guest, 0, vtl(0), &[next]).0, HvStatus::SUCCESS);
 }
 
 proptest! {

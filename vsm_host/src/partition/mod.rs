@@ -18,6 +18,7 @@ use crate::clock::{Frequencies, ReferenceTime};
 use crate::cpuid;
 use crate::guest_memory::{GuestMemory, RamAccess};
 use crate::hypercall::check_vsm_config;
+use crate::nested::NestedTables;
 use crate::svm::{context, vmcb};
 use crate::vtl::{VTL_COUNT, Vtl, VtlSpace};
 use alloc::boxed::Box;
@@ -170,6 +171,11 @@ impl Partition {
     /// Memory of a VTL.
     pub fn memory<'a, P: Processor>(&'a self, vtl: Vtl, processor: &'a P) -> GuestMemory<'a, P> {
         GuestMemory::new(processor, &self.config.spaces[vtl.index()].ram)
+    }
+
+    /// The nested page table of a VTL.
+    pub(crate) fn nested_tables(&self, vtl: Vtl) -> &NestedTables {
+        &self.config.spaces[vtl.index()].tables
     }
 
     /// VTLs that are enabled on a VP, as a bit set.

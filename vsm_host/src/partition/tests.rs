@@ -13,6 +13,8 @@ use x86_defs::{EFER_LME, EFER_SVME};
 /// RAM of the machine; the upper half is not VTL2's (as the host's memory is).
 const RAM: u64 = 0x2_0000;
 pub(crate) const VTL2_END: u64 = 0x1_0000;
+/// RAM that the guest has too; the fake machine does not hold its content.
+pub(crate) const GUEST_RAM: MemoryRange = MemoryRange::new(4 << 30, 6 << 30);
 /// Where the code is that exits, unpaged.
 pub(crate) const CODE: u64 = 0x8000;
 
@@ -61,7 +63,7 @@ impl Processor for FakeProcessor {
 /// is clear, so that code and data are where their addresses say.
 pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
     let machine = Machine {
-        ram: &[MemoryRange::new(0, VTL2_END)],
+        ram: &[MemoryRange::new(0, VTL2_END), GUEST_RAM],
         vtl2_ram: MemoryRange::new(0, VTL2_END),
         address_limit: 1 << 40,
         max_leaf: LeafSize::Size1G,

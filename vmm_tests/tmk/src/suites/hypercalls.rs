@@ -45,9 +45,9 @@ struct ApicIds {
 /// Input of `SET_VP_REGISTERS` with one register.
 #[repr(C)]
 #[derive(Clone, Copy, IntoBytes, Immutable)]
-struct SetRegister {
-    header: hv_defs::hypercall::GetSetVpRegisters,
-    assoc: HvRegisterAssoc,
+pub(super) struct SetRegister {
+    pub header: hv_defs::hypercall::GetSetVpRegisters,
+    pub assoc: HvRegisterAssoc,
 }
 
 pub(super) fn run(c: &mut Context<'_>) {
@@ -200,6 +200,7 @@ pub(super) fn run(c: &mut Context<'_>) {
         }
         Ok(())
     });
+    super::protections::run(r, c.parameters.image);
     r.check("hypercalls.vtl_switch_without_vtl0_is_refused", || {
         // Either a status or #UD (the TLFS' answer to a VTL call that is not possible).
         for code in [HypercallCode::VTL_CALL, HypercallCode::VTL_RETURN] {
@@ -344,7 +345,7 @@ fn read_registers() -> CheckResult {
     Ok(())
 }
 
-fn expect(outcome: Result<Outcome, Fault>, status: HvStatus) -> CheckResult {
+pub(super) fn expect(outcome: Result<Outcome, Fault>, status: HvStatus) -> CheckResult {
     let outcome = outcome?;
     ensure!(
         outcome.status == status && outcome.reps == 0,

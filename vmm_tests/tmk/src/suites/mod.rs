@@ -7,6 +7,7 @@ mod instructions;
 mod msrs;
 mod params;
 mod ports;
+mod protections;
 mod smp;
 mod stress;
 

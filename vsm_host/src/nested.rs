@@ -1,0 +1,243 @@
+//! The nested page table of a VTL, parts of which a higher VTL protects.
+//!
+//! A map begins with the largest leaves that fit. Where a page gets a protection of its
+//! own, the leaf above it is split; where all entries of a table say the same again, they
+//! become one large leaf again and the table is spare. The number of spare tables is
+//! fixed, so no VTL can use up the host's memory by protecting pages.
+//!
+//! What it promises: whatever is protected in whatever order, an address is mapped to
+//! itself or not at all, and what was not mapped at first never is. The processor may walk
+//! the tables at any time: entries are written as a whole, and a split or a merge does not
+//! change what an address translates to at that moment.
+//!
+//! **Other processors.** [`NestedTables::protect`] changes memory only. A processor that
+//! runs the VTL may use an older translation until it leaves it, and its walk may still be
+//! in a table that a merge has freed. So a change counts when each processor that was in
+//! the VTL has left it, and enters it again with an empty TLB. Today this holds by itself:
+//! no processor is in VTL0, as VTL return is refused. Whoever lets VTL0 run must, before
+//! the hypercall returns *and* before a freed table is used again: raise the table's
+//! generation, send an NMI (which VTL0's block intercepts) to each VP that is marked as
+//! being in VTL0, wait until it has left, and flush at each entry whose generation is
+//! older. A VP marks itself before it looks at the generation, so one that is not seen
+//! sees the new one. The VP that changes protections is in VTL2 and needs nothing.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hv_defs::hypercall::HvMapGpaFlags;
+use page_table::{
+    Config, ENTRIES, Entry, Error, LeafSize, PAGE_SIZE, PageTable, Region, build_identity_map,
+    tables_needed,
+};
+use spin::Mutex;
+
+/// Levels of the tree; the root is level 4.
+const LEVELS: usize = 4;
+
+/// A table; the processor reads it while it is changed.
+#[repr(C, align(4096))]
+pub struct Table([AtomicU64; ENTRIES]);
+
+impl Table {
+    fn empty() -> Self {
+        Self([const { AtomicU64::new(0) }; ENTRIES])
+    }
+}
+
+/// What a VTL may do with a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    read: bool,
+    write: bool,
+    execute: bool,
+}
+
+impl Access {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        read: false,
+        write: false,
+        execute: false,
+    };
+
+    /// What the flags say, if the processor can do that: a page that can be written or
+    /// executed can be read, and kernel and user mode execute alike.
+    pub fn new(flags: HvMapGpaFlags) -> Option<Self> {
+        let access = Self {
+            read: flags.readable(),
+            write: flags.writable(),
+            execute: flags.kernel_executable(),
+        };
+        let possible = flags.reserved_bits_are_zero()
+            && flags.kernel_executable() == flags.user_executable()
+            && (access.read || !access.write && !access.execute);
+        possible.then_some(access)
+    }
+
+    /// The leaf `entry` with this access. The user bit, which every leaf has, stays: it
+    /// tells a page without access from one that the VTL does not have.
+    fn apply(self, entry: Entry) -> Entry {
+        entry
+            .with_present(self.read)
+            .with_write(self.write)
+            .with_no_execute(!self.execute)
+    }
+}
+
+/// Why a page cannot be protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProtectError {
+    /// The VTL does not have it.
+    NotMapped,
+    /// All spare tables are in use.
+    OutOfTables,
+}
+
+/// A nested page table.
+pub struct NestedTables {
+    tables: Vec<Table>,
+    /// Physical address of the first one, which is the root.
+    address: u64,
+    max_leaf: LeafSize,
+    /// Tables that are not in use, by index. Who changes the tree holds it.
+    spare: Mutex<Vec<usize>>,
+}
+
+impl NestedTables {
+    /// No tables.
+    pub fn empty() -> Self {
+        Self {
+            tables: Vec::new(),
+            address: 0,
+            max_leaf: LeafSize::Size4K,
+            spare: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Maps `regions` to themselves, with `spare` tables for protections.
+    /// `physical_address` tells where the tables are in memory.
+    pub fn new(
+        regions: &[Region],
+        max_leaf: LeafSize,
+        spare: usize,
+        physical_address: impl FnOnce(&[Table]) -> u64,
+    ) -> Result<Self, Error> {
+        let needed = tables_needed(regions, max_leaf)? as usize;
+        let total = needed + spare;
+        let tables: Vec<Table> = (0..total).map(|_| Table::empty()).collect();
+        let address = physical_address(&tables);
+        let mut built: Vec<PageTable> = (0..needed).map(|_| PageTable::EMPTY).collect();
+        build_identity_map(&mut built, address, regions, Config::nested(max_leaf))?;
+        for (table, built) in tables.iter().zip(&built) {
+            for (entry, built) in table.0.iter().zip(&built.entries) {
+                entry.store(built.into_bits(), Ordering::Relaxed);
+            }
+        }
+        // With room for all, so that freeing a table never allocates.
+        let mut list = Vec::with_capacity(total);
+        list.extend(needed..total);
+        Ok(Self {
+            tables,
+            address,
+            max_leaf,
+            spare: Mutex::new(list),
+        })
+    }
+
+    /// Physical address of the root.
+    pub fn root(&self) -> u64 {
+        self.address
+    }
+
+    /// Sets what the VTL may do with the page at `address`.
+    pub fn protect(&self, address: u64, access: Access) -> Result<(), ProtectError> {
+        let mut spare = self.spare.lock();
+        // Table and slot on each level, by level - 1.
+        let mut path = [(0, 0); LEVELS];
+        let mut table = 0;
+        for level in (1..=LEVELS).rev() {
+            let slot = (address / span(level)) as usize % ENTRIES;
+            path[level - 1] = (table, slot);
+            let entry = self.load(table, slot);
+            if level == 1 || entry.large() {
+                if !entry.user() {
+                    return Err(ProtectError::NotMapped);
+                }
+                let wanted = access.apply(entry);
+                if wanted == entry {
+                    return Ok(());
+                }
+                if level == 1 {
+                    self.store(table, slot, wanted);
+                    break;
+                }
+                let child = spare.pop().ok_or(ProtectError::OutOfTables)?;
+                self.split(entry, level - 1, child);
+                self.store(table, slot, self.pointer(child));
+                table = child;
+            } else if entry.present() {
+                table = ((entry.address() - self.address) / PAGE_SIZE) as usize;
+            } else {
+                return Err(ProtectError::NotMapped);
+            }
+        }
+        for level in 1..LEVELS {
+            let ((child, _), (parent, slot)) = (path[level - 1], path[level]);
+            let Some(leaf) = self.merged(child, level) else {
+                break;
+            };
+            self.store(parent, slot, leaf);
+            spare.push(child);
+        }
+        Ok(())
+    }
+
+    /// Fills a table of `level` with what `leaf` of the level above says.
+    fn split(&self, leaf: Entry, level: usize, table: usize) {
+        let first = leaf.with_large(level > 1).into_bits();
+        for (slot, entry) in self.tables[table].0.iter().enumerate() {
+            entry.store(first + slot as u64 * span(level), Ordering::Relaxed);
+        }
+    }
+
+    /// The leaf that says the same as all entries of a table of `level`, if there is one.
+    fn merged(&self, table: usize, level: usize) -> Option<Entry> {
+        if span(level + 1) > self.max_leaf.bytes() {
+            return None;
+        }
+        let first = self.load(table, 0);
+        let is_leaf = first.user() && (level == 1 || first.large());
+        // From the end: whoever protects pages in ascending order meets a difference there.
+        let same = |slot: usize| {
+            self.load(table, slot).into_bits() == first.into_bits() + slot as u64 * span(level)
+        };
+        (is_leaf && (1..ENTRIES).rev().all(same)).then(|| first.with_large(true))
+    }
+
+    /// An entry that points to a table and allows what a leaf may.
+    fn pointer(&self, table: usize) -> Entry {
+        let address = self.address + table as u64 * PAGE_SIZE;
+        Entry::new()
+            .with_present(true)
+            .with_write(true)
+            .with_user(true)
+            .with_accessed(true)
+            .with_page_number(address / PAGE_SIZE)
+    }
+
+    fn load(&self, table: usize, slot: usize) -> Entry {
+        Entry::from_bits(self.tables[table].0[slot].load(Ordering::Relaxed))
+    }
+
+    /// Entries below are visible before one that points to them.
+    fn store(&self, table: usize, slot: usize, entry: Entry) {
+        self.tables[table].0[slot].store(entry.into_bits(), Ordering::Release);
+    }
+}
+
+/// Bytes that an entry of a table of `level` (1 to 4) covers.
+const fn span(level: usize) -> u64 {
+    PAGE_SIZE << (9 * (level - 1))
+}
+
+#[cfg(test)]
+mod tests;
