@@ -79,6 +79,10 @@ pub enum HvRegisterName {
     CR4 = 0x0004_0003,
     /// CR8.
     CR8 = 0x0004_0004,
+    /// DR6.
+    DR6 = 0x0005_0004,
+    /// DR7.
+    DR7 = 0x0005_0005,
     /// ES.
     ES = 0x0006_0000,
     /// CS.
@@ -101,8 +105,24 @@ pub enum HvRegisterName {
     GDTR = 0x0007_0001,
     /// EFER.
     EFER = 0x0008_0001,
+    /// MSR KERNEL_GS_BASE.
+    KERNEL_GS_BASE = 0x0008_0002,
     /// IA32_PAT.
     PAT = 0x0008_0004,
+    /// MSR SYSENTER_CS.
+    SYSENTER_CS = 0x0008_0005,
+    /// MSR SYSENTER_EIP.
+    SYSENTER_EIP = 0x0008_0006,
+    /// MSR SYSENTER_ESP.
+    SYSENTER_ESP = 0x0008_0007,
+    /// MSR STAR.
+    STAR = 0x0008_0008,
+    /// MSR LSTAR.
+    LSTAR = 0x0008_0009,
+    /// MSR CSTAR.
+    CSTAR = 0x0008_000a,
+    /// MSR SFMASK.
+    SFMASK = 0x0008_000b,
     /// MSR 0x2ff (default memory type); the names up to `MTRR_LAST` are the other MTRRs.
     MTRR_DEF_TYPE = 0x0008_000e,
     /// Last of the MTRRs.

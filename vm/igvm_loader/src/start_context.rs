@@ -4,6 +4,7 @@
 //! some bad values and misbehave with others, so everything is checked here, with a reason
 //! that can be shown.
 
+use crate::vp_context::InitialContext;
 use hv_defs::vp_context::HvInitialVpContext;
 use thiserror::Error;
 use x86_defs::{
@@ -114,6 +115,12 @@ impl StartContext {
         })
     }
 
+    /// Where a processor begins after a reset.
+    pub fn at_reset() -> Self {
+        let InitialContext { state, gprs, cr2 } = InitialContext::reset();
+        Self { state, gprs, cr2 }
+    }
+
     /// All registers but those below.
     pub fn state(&self) -> &HvInitialVpContext {
         &self.state
@@ -163,6 +170,12 @@ mod tests {
                 wrong: EFER_SVME
             }
         );
+    }
+
+    #[test]
+    fn a_reset_leads_to_a_context_that_is_accepted() {
+        let reset = StartContext::at_reset();
+        assert_eq!(StartContext::new(reset.state), Ok(reset));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) struct InitialContext {
 }
 
 impl InitialContext {
-    fn reset() -> Self {
+    pub(crate) fn reset() -> Self {
         let segment = |attributes, selector, base| HvX64SegmentRegister {
             base,
             limit: 0xffff,

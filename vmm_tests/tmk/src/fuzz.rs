@@ -61,7 +61,15 @@ const CALLS: [(HypercallCode, bool); 9] = [
 ];
 /// Registers that exist. Without crash control: a host obeys that one by ending the
 /// machine.
-const REGISTERS: [HvRegisterName; 9] = [
+const REGISTERS: [HvRegisterName; 16] = [
+    // Of VTL0.
+    HvRegisterName::RIP,
+    HvRegisterName::RFLAGS,
+    HvRegisterName::CR0,
+    HvRegisterName::CS,
+    HvRegisterName::GDTR,
+    HvRegisterName::EFER,
+    HvRegisterName::DR7,
     HvRegisterName::VP_INDEX,
     HvRegisterName::VSM_CODE_PAGE_OFFSETS,
     HvRegisterName::VSM_VP_STATUS,

@@ -5,6 +5,7 @@
 //! once, before it is looked at.
 
 mod calls;
+mod private;
 mod registers;
 
 use crate::partition::counters::Refused;

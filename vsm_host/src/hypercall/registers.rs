@@ -1,6 +1,7 @@
 //! `GET_VP_REGISTERS` and `SET_VP_REGISTERS`.
 
 use super::calls::{Caller, check_partition, check_zero, parse};
+use super::private;
 use crate::partition::counters::Refused;
 use crate::partition::overlay::CODE_PAGE_OFFSETS;
 use crate::partition::{Processor, crash};
@@ -17,16 +18,21 @@ const CRASH_P4: u32 = CRASH_P0 + crash::PARAMETERS as u32 - 1;
 const VSM_CONFIG_DEFINED: u64 = 0xffff;
 
 pub(super) fn get<P: Processor>(
-    caller: &Caller<'_, P>,
+    caller: &mut Caller<'_, P>,
     header: &[u8],
     names: &[u8],
     values: &mut [u8],
     done: &mut usize,
 ) -> Result<(), HvStatus> {
-    let vp = check_header(caller, header)?;
+    let (vp, vtl) = check_header(caller, header)?;
     for (name, out) in names.chunks_exact(4).zip(values.chunks_exact_mut(16)) {
-        let value = read(caller, vp, parse(name)?)?;
-        out.copy_from_slice(&u128::from(value).to_le_bytes());
+        let name = parse(name)?;
+        let value = match private_of_lower(caller, vp, vtl, name)? {
+            true => private::read(caller.vp, vtl, Name(name)),
+            false => Some(read(caller, vp, vtl, name)?.into()),
+        };
+        let value = value.ok_or_else(|| unknown(caller, name))?;
+        out.copy_from_slice(&value.to_le_bytes());
         *done += 1;
     }
     Ok(())
@@ -38,31 +44,64 @@ pub(super) fn set<P: Processor>(
     list: &[u8],
     done: &mut usize,
 ) -> Result<(), HvStatus> {
-    let vp = check_header(caller, header)?;
+    let (vp, vtl) = check_header(caller, header)?;
     for element in list.chunks_exact(size_of::<HvRegisterAssoc>()) {
         let assoc = parse::<HvRegisterAssoc>(element)?;
         if assoc.pad != [0; 3] {
             return Err(HvStatus::INVALID_PARAMETER);
         }
-        let [value, 0] = assoc.value else {
+        if vtl != caller.vp.vtl {
+            write_lower(caller, vp, vtl, &assoc)?;
+        } else if let [value, 0] = assoc.value {
+            write(caller, vp, assoc.name, value)?;
+        } else {
             return Err(HvStatus::INVALID_REGISTER_VALUE);
-        };
-        write(caller, vp, assoc.name, value)?;
+        }
         *done += 1;
     }
     Ok(())
 }
 
-/// Checks what comes before the list and yields the VP that is meant. Registers are
-/// those of the caller's own VTL: lower ones are not enabled yet.
-fn check_header<P: Processor>(caller: &Caller<'_, P>, header: &[u8]) -> Result<u32, HvStatus> {
+/// Checks what comes before the list and yields the VP and the VTL that are meant.
+fn check_header<P: Processor>(
+    caller: &Caller<'_, P>,
+    header: &[u8],
+) -> Result<(u32, Vtl), HvStatus> {
     let header = parse::<GetSetVpRegisters>(header)?;
     check_partition(header.partition_id)?;
     check_zero(&header.rsvd)?;
-    if caller.target_vtl(header.target_vtl)? != caller.vp.vtl {
-        return Err(HvStatus::INVALID_PARTITION_STATE);
+    let vtl = caller.target_vtl(header.target_vtl)?;
+    Ok((caller.target_vp(header.vp_index)?, vtl))
+}
+
+/// Whether `name` is processor state of a lower VTL; that of the caller's own VTL is in
+/// the processor, where the caller has it.
+fn private_of_lower<P: Processor>(
+    caller: &Caller<'_, P>,
+    vp: u32,
+    vtl: Vtl,
+    name: u32,
+) -> Result<bool, HvStatus> {
+    let private = vtl != caller.vp.vtl && private::is(Name(name));
+    if private {
+        check_self(caller, vp)?;
     }
-    caller.target_vp(header.vp_index)
+    Ok(private)
+}
+
+/// Writes a register of a lower VTL: processor state only.
+fn write_lower<P: Processor>(
+    caller: &mut Caller<'_, P>,
+    vp: u32,
+    vtl: Vtl,
+    assoc: &HvRegisterAssoc,
+) -> Result<(), HvStatus> {
+    if !private_of_lower(caller, vp, vtl, assoc.name)? {
+        return Err(unknown(caller, assoc.name));
+    }
+    let name = Name(assoc.name);
+    private::write(caller.vp, vtl, name, assoc.value)
+        .unwrap_or_else(|| Err(unknown(caller, assoc.name)))
 }
 
 /// Fails unless the caller itself is meant: the registers of a VP that runs are in the
@@ -75,9 +114,14 @@ fn check_self<P: Processor>(caller: &Caller<'_, P>, vp: u32) -> Result<(), HvSta
     }
 }
 
-fn read<P: Processor>(caller: &Caller<'_, P>, vp: u32, name: u32) -> Result<u64, HvStatus> {
+fn read<P: Processor>(
+    caller: &Caller<'_, P>,
+    vp: u32,
+    vtl: Vtl,
+    name: u32,
+) -> Result<u64, HvStatus> {
     let partition = caller.partition;
-    let own = &caller.vp.vtls[caller.vp.vtl.index()];
+    let own = &caller.vp.vtls[vtl.index()];
     Ok(match Name(name) {
         Name::VP_INDEX => vp.into(),
         Name::VSM_VP_STATUS => {
@@ -97,7 +141,7 @@ fn read<P: Processor>(caller: &Caller<'_, P>, vp: u32, name: u32) -> Result<u64,
             .with_intercept_page_available(true)
             .into(),
         Name::VSM_PARTITION_CONFIG => partition.vsm_config().into(),
-        Name::GUEST_OS_ID => partition.guest_os_id(caller.vp.vtl),
+        Name::GUEST_OS_ID => partition.guest_os_id(vtl),
         Name::TIME_REF_COUNT => partition.reference_time(caller.processor),
         Name::VP_ASSIST_PAGE => {
             check_self(caller, vp)?;

@@ -300,18 +300,21 @@ impl Vp {
     /// A VP that has not begun.
     pub fn new(partition: &Partition, index: u32) -> Self {
         let config = &partition.config;
+        let reset = StartContext::at_reset();
+        let block = |vtl: usize| {
+            let VtlSpace { nested_cr3, .. } = config.spaces[vtl];
+            // ASID 0 is the host's.
+            let asid = vtl as u32 + 1;
+            let mut vmcb = Box::new(vmcb::new(nested_cr3, config.iopm, config.msrpm, asid));
+            context::apply(&reset, &mut vmcb);
+            vmcb
+        };
         Self {
             index,
             gprs: [0; 16],
             vtl: Vtl::PARAVISOR,
             vtls: core::array::from_fn(|vtl| VpVtl {
-                vmcb: Box::new(vmcb::new(
-                    config.spaces[vtl].nested_cr3,
-                    config.iopm,
-                    config.msrpm,
-                    // ASID 0 is the host's.
-                    vtl as u32 + 1,
-                )),
+                vmcb: block(vtl),
                 assist: OverlayPage::new(),
                 register_page: OverlayPage::new(),
                 tsc_invariant_control: 0,

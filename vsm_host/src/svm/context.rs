@@ -38,7 +38,9 @@ pub fn apply(context: &StartContext, vmcb: &mut Vmcb) {
     save.dr7 = DR7_AT_RESET;
     save.g_pat = r.msr_cr_pat;
 }
-fn segment(register: &HvX64SegmentRegister) -> Segment {
+
+/// A segment register in the form of a block.
+pub(crate) fn segment(register: &HvX64SegmentRegister) -> Segment {
     Segment {
         selector: register.selector,
         attributes: register.attributes.to_vmcb(),
@@ -47,7 +49,8 @@ fn segment(register: &HvX64SegmentRegister) -> Segment {
     }
 }
 
-fn table(register: &HvX64TableRegister) -> Segment {
+/// A table register in the form of a block.
+pub(crate) fn table(register: &HvX64TableRegister) -> Segment {
     Segment {
         limit: register.limit.into(),
         base: register.base,

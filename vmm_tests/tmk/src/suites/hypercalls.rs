@@ -201,6 +201,7 @@ pub(super) fn run(c: &mut Context<'_>) {
         Ok(())
     });
     super::protections::run(r, c.parameters.image);
+    super::lower_registers::run(r);
     r.check("hypercalls.vtl_switch_without_vtl0_is_refused", || {
         // Either a status or #UD (the TLFS' answer to a VTL call that is not possible).
         for code in [HypercallCode::VTL_CALL, HypercallCode::VTL_RETURN] {

@@ -4,6 +4,7 @@ mod endings;
 mod fuzzing;
 mod hypercalls;
 mod instructions;
+mod lower_registers;
 mod msrs;
 mod params;
 mod ports;
