@@ -8,15 +8,6 @@ use vmm_tests::Scenario;
 use vmm_tests::TestVm;
 use vsm_host_defs::ExitReason;
 
-/// QEMU's options that give the machine its configuration.
-fn configured(scenario: Scenario, config: &str) -> Scenario {
-    let file = format!(
-        "name=opt/openhcl/config,string={}",
-        config.replace(',', ",,")
-    );
-    scenario.with(|machine| machine.extra(["-fw_cfg".to_owned(), file]))
-}
-
 /// The paravisor refuses the machine's configuration with this message.
 #[track_caller]
 fn refuses(scenario: Scenario, message: &str) {
@@ -43,7 +34,8 @@ fn paravisor_exit(vm: &mut TestVm) -> ParavisorExit {
 #[test]
 fn values_of_the_hosts_file_count_and_options_override_them() {
     let config = r#"{"version":1,"name":"db","worker":{"max_restarts":2,"on_crash":"restart"}}"#;
-    let mut vm = configured(Scenario::release(), config)
+    let mut vm = Scenario::release()
+        .config(config)
         .bootargs("OPENHCL_ON_CRASH=stop")
         .power_off_after_boot()
         .start();
@@ -64,7 +56,7 @@ fn a_large_file_arrives_whole() {
     // Longer than a page, with an error at the very end.
     let config = format!(r#"{{"version":1,{}"nmae":1}}"#, " ".repeat(9000));
     refuses(
-        configured(Scenario::release(), &config),
+        Scenario::release().config(&config),
         "configuration: nmae: unknown field `nmae`, expected one of `version`, `name`",
     );
 }
@@ -72,7 +64,7 @@ fn a_large_file_arrives_whole() {
 #[test]
 fn an_unknown_field_is_refused() {
     refuses(
-        configured(Scenario::release(), r#"{"version":1,"wroker":{}}"#),
+        Scenario::release().config(r#"{"version":1,"wroker":{}}"#),
         "configuration: wroker: unknown field `wroker`, expected one of `version`, `name`, `log`",
     );
 }
@@ -80,10 +72,7 @@ fn an_unknown_field_is_refused() {
 #[test]
 fn a_value_out_of_range_is_refused() {
     refuses(
-        configured(
-            Scenario::release(),
-            r#"{"version":1,"worker":{"watchdog":{"deadline_ms":5}}}"#,
-        ),
+        Scenario::release().config(r#"{"version":1,"worker":{"watchdog":{"deadline_ms":5}}}"#),
         "configuration: worker.watchdog.deadline_ms: is 5, expected 10 to 3600000",
     );
 }
@@ -91,7 +80,7 @@ fn a_value_out_of_range_is_refused() {
 #[test]
 fn another_version_is_refused() {
     refuses(
-        configured(Scenario::release(), r#"{"version":7}"#),
+        Scenario::release().config(r#"{"version":7}"#),
         "configuration: version: is 7, expected 1",
     );
 }
@@ -99,7 +88,7 @@ fn another_version_is_refused() {
 #[test]
 fn what_is_not_json_is_refused() {
     refuses(
-        configured(Scenario::release(), "name: db"),
+        Scenario::release().config("name: db"),
         "configuration is not JSON: expected ident at line 1 column 2",
     );
 }
@@ -115,7 +104,7 @@ fn a_wrong_option_is_refused() {
 #[test]
 fn a_release_image_refuses_test_hooks() {
     refuses(
-        configured(Scenario::release(), r#"{"version":1,"test_hooks":true}"#),
+        Scenario::release().config(r#"{"version":1,"test_hooks":true}"#),
         "configuration: test_hooks: is true, expected false: this image was not built for development",
     );
 }
@@ -123,7 +112,8 @@ fn a_release_image_refuses_test_hooks() {
 #[test]
 fn the_log_shows_what_its_filter_lets_through() {
     let config = r#"{"version":1,"log":{"filter":"error"}}"#;
-    let mut vm = configured(Scenario::release(), config)
+    let mut vm = Scenario::release()
+        .config(config)
         .power_off_after_boot()
         .start();
     vm.expect_ready();

@@ -6,7 +6,6 @@
 
 use diag_client::Client;
 use diag_client::Exec;
-use diag_client::VmAddress;
 use diag_proto::PORT_CONTROL;
 use diag_proto::diag;
 use diag_proto::inspect;
@@ -29,6 +28,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use vmm_tests::Scenario;
 use vmm_tests::TestVm;
+use vmm_tests::diag_address;
 use vsm_host_defs::ExitReason;
 
 /// When a read becomes a failure.
@@ -44,16 +44,9 @@ fn start(scenario: Scenario) -> TestVm {
     vm
 }
 
-fn address(vm: &TestVm) -> VmAddress {
-    match vm.vsock() {
-        VsockAddress::Hybrid(path) => VmAddress::HybridVsock(path),
-        VsockAddress::Cid(cid) => VmAddress::Vsock(cid),
-    }
-}
-
 fn client(vm: &TestVm) -> Client {
     let deadline = std::time::Instant::now() + PATIENCE;
-    Client::connect_until(address(vm), deadline).expect("the service is up")
+    Client::connect_until(diag_address(&vm.vsock()), deadline).expect("the service is up")
 }
 
 /// A connection to the control port that nobody has said anything on.

@@ -3,13 +3,14 @@
 
 use boot_events::Event;
 use diag_client::Client;
-use diag_client::VmAddress;
 use qemu::Source;
-use qemu::VsockAddress;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 use vmm_tests::Scenario;
 use vmm_tests::TestVm;
+use vmm_tests::diag_address;
 use vsm_host_defs::ExitReason;
 
 /// Far more than any answer takes, also on a loaded machine.
@@ -20,10 +21,7 @@ const TEST_HOOKS: &str = "OPENHCL_TEST_HOOKS=1";
 
 fn client(vm: &mut TestVm) -> Client {
     vm.expect_ready();
-    let address = match vm.vsock() {
-        VsockAddress::Hybrid(path) => VmAddress::HybridVsock(path),
-        VsockAddress::Cid(cid) => VmAddress::Vsock(cid),
-    };
+    let address = diag_address(&vm.vsock());
     let mut client = Client::connect_until(address, Instant::now() + TIMEOUT).unwrap();
     client.set_timeout(TIMEOUT);
     client
@@ -33,17 +31,9 @@ fn client(vm: &mut TestVm) -> Client {
 fn hooked(config: &str) -> TestVm {
     Scenario::dev()
         .bootargs(TEST_HOOKS)
-        .with(|machine| machine.extra(["-fw_cfg".to_owned(), fw_cfg(config)]))
+        .config(config)
         .vsock()
         .start()
-}
-
-/// QEMU's option that gives the machine its configuration.
-fn fw_cfg(config: &str) -> String {
-    format!(
-        "name=opt/openhcl/config,string={}",
-        config.replace(',', ",,")
-    )
 }
 
 fn text(client: &Client, path: &str) -> String {
@@ -76,6 +66,32 @@ fn expect_next_worker(vm: &mut TestVm, before: u64) -> u64 {
     })
 }
 
+/// Does `work` while another client pings again and again; every ping must be answered.
+fn while_answering<T>(vm: &mut TestVm, work: impl FnOnce(&mut TestVm) -> T) -> T {
+    /// Also if `work` panics, or nobody would end the other thread.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    let pinger = Client::connect_within(diag_address(&vm.vsock()), TIMEOUT).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let pings = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                pinger.ping().unwrap();
+            }
+        });
+        let end = End(&done);
+        let result = work(vm);
+        drop(end);
+        pings.join().unwrap();
+        result
+    })
+}
+
 /// The worker fails in this way; the report must have these words.
 #[track_caller]
 fn recovers_from(failure: &str, words: &[&str]) {
@@ -83,16 +99,13 @@ fn recovers_from(failure: &str, words: &[&str]) {
         hooked(r#"{"version":1,"worker":{"watchdog":{"interval_ms":100,"deadline_ms":2000}}}"#);
     let client = client(&mut vm);
     let before = number(&client, "control/worker/pid");
-    assert_eq!(
-        client.update("vm/fail", failure).unwrap().as_str(),
-        Some(failure)
-    );
-
-    // The control process answers while nobody knows yet.
-    client.ping().unwrap();
-    let report = expect_death(&mut vm);
-    client.ping().unwrap();
-    let after = expect_next_worker(&mut vm, before);
+    let (report, after) = while_answering(&mut vm, |vm| {
+        assert_eq!(
+            client.update("vm/fail", failure).unwrap().as_str(),
+            Some(failure)
+        );
+        (expect_death(vm), expect_next_worker(vm, before))
+    });
 
     assert!(
         report.starts_with(&format!("process {before}: ")),
@@ -154,10 +167,11 @@ fn a_worker_that_is_killed_from_outside_is_replaced() {
     let mut vm = Scenario::dev().bootargs("OPENHCL_SHELL=1").vsock().start();
     let client = client(&mut vm);
     let before = number(&client, "control/worker/pid");
-    vm.type_line(&format!("kill -9 {before}"));
-    let report = expect_death(&mut vm);
+    let (report, after) = while_answering(&mut vm, |vm| {
+        vm.type_line(&format!("kill -9 {before}"));
+        (expect_death(vm), expect_next_worker(vm, before))
+    });
     assert_eq!(report, format!("process {before}: signal 9 (SIGKILL)"));
-    let after = expect_next_worker(&mut vm, before);
     assert_eq!(number(&client, "vm/pid"), after);
 }
 
@@ -166,13 +180,16 @@ fn a_client_makes_the_worker_crash() {
     let mut vm = Scenario::release().vsock().start();
     let client = client(&mut vm);
     let before = number(&client, "control/worker/pid");
-    client.crash(i32::try_from(before).unwrap()).unwrap();
-    let report = expect_death(&mut vm);
+    let report = while_answering(&mut vm, |vm| {
+        client.crash(i32::try_from(before).unwrap()).unwrap();
+        let report = expect_death(vm);
+        expect_next_worker(vm, before);
+        report
+    });
     assert!(
         report.contains("SIGABRT") && report.contains("a client asked for a crash"),
         "{report}"
     );
-    expect_next_worker(&mut vm, before);
 }
 
 #[test]
@@ -308,6 +325,9 @@ fn the_tree_tells_what_the_machine_is() {
     );
     assert_eq!(number(&client, "memory/vtl2_ram"), 64 << 20);
     assert!(number(&client, "memory/kernel/free") > 0);
+    let ram = number(&client, "memory/by_type/vtl0");
+    assert_eq!(ram, number(&client, "memory/vtl0_ram"));
+    assert!(number(&client, "memory/by_type/bootshim_log_buffer") > 0);
     assert!(text(&client, "config/worker.on_crash/origin").contains("default"));
     assert!(text(&client, "shim_log/lines/000").contains(boot_events::SHIM_STARTED));
     let worker = number(&client, "vm/pid");
