@@ -148,7 +148,7 @@ impl NestedTables {
         self.address
     }
 
-    /// Sets what the VTL may do with the page at `address`.
+    /// Sets what the VTL may do with the page at `address`. An error changes nothing.
     pub fn protect(&self, address: u64, access: Access) -> Result<(), ProtectError> {
         let mut spare = self.spare.lock();
         // Table and slot on each level, by level - 1.
@@ -169,6 +169,10 @@ impl NestedTables {
                 if level == 1 {
                     self.store(table, slot, wanted);
                     break;
+                }
+                // One table per level below; with fewer, nothing is split in vain.
+                if spare.len() < level - 1 {
+                    return Err(ProtectError::OutOfTables);
                 }
                 let child = spare.pop().ok_or(ProtectError::OutOfTables)?;
                 self.split(entry, level - 1, child);

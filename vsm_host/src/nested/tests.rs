@@ -116,6 +116,15 @@ fn a_gibibyte_leaf_is_split_twice_and_comes_back() {
 }
 
 #[test]
+fn a_refusal_leaves_everything_as_it_was() {
+    let region = [Region::new(0, GIB, Attributes::USER)];
+    let tables = NestedTables::new(&region, LeafSize::Size1G, 1, |_| TABLES).unwrap();
+    assert_eq!(tables.protect(0, READ), Err(ProtectError::OutOfTables));
+    assert_eq!(tables.walk(0), Some((0, ALL, 3)));
+    assert_eq!(tables.spare(), 1);
+}
+
+#[test]
 fn what_was_not_mapped_cannot_be() {
     let tables = tables(LeafSize::Size1G, 4);
     for hole in [MIB, GIB + 4 * MIB + PAGE_SIZE, 2 * GIB, 1 << 40] {
