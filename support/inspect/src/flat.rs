@@ -2,7 +2,8 @@
 //!
 //! A peer that is compromised could otherwise send a few bytes per level of nesting and
 //! overflow the stack of whoever decodes them. The list is decoded in a loop, and a tree
-//! with more levels than [`MAX_LEVELS`] is refused.
+//! with more levels than [`MAX_LEVELS`] or more than [`MAX_NODES`] nodes is refused: a node
+//! takes many times its bytes on the wire.
 
 use crate::Entry;
 use crate::Error;
@@ -17,6 +18,9 @@ use serde::Serializer;
 use serde::de;
 use serde::ser::SerializeSeq;
 use std::fmt;
+
+/// Most nodes that are decoded; far above the [`Limits`](crate::Limits) of any query.
+const MAX_NODES: usize = 1 << 16;
 
 /// A node; the entries of a directory follow it, each with all that is below it.
 #[derive(Serialize, Deserialize)]
@@ -92,7 +96,11 @@ impl<'de> de::Visitor<'de> for Decoder {
 
     fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Node, A::Error> {
         let mut open: Vec<Open> = Vec::new();
+        let mut left = MAX_NODES;
         while let Some(item) = list.next_element()? {
+            left = left.checked_sub(1).ok_or_else(|| {
+                de::Error::custom(format_args!("a tree of more than {MAX_NODES} nodes"))
+            })?;
             let (name, sensitivity, flat): Item<String, Value, Error> = item;
             let node = match flat {
                 Flat::Unevaluated => Node::Unevaluated,

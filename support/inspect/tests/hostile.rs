@@ -133,6 +133,18 @@ enum Item {
 }
 
 #[test]
+fn a_tree_of_more_nodes_than_anybody_asks_for_is_refused() {
+    let flat = |entries: u32| {
+        let root = ("", Sensitivity::Safe, Item::Dir(entries));
+        let entries = (0..entries).map(|_| ("", Sensitivity::Safe, Item::Unevaluated));
+        let list: Vec<_> = std::iter::once(root).chain(entries).collect();
+        postcard::from_bytes::<Node>(&postcard::to_stdvec(&list).unwrap())
+    };
+    assert_eq!(flat(65_535).unwrap().entries().len(), 65_535);
+    assert!(flat(65_536).is_err());
+}
+
+#[test]
 fn a_claimed_number_of_entries_reserves_nothing() {
     let item = vec![("", Sensitivity::Safe, Item::Dir(u32::MAX))];
     let bytes = postcard::to_stdvec(&item).unwrap();
