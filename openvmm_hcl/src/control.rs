@@ -5,6 +5,7 @@
 //! answers whatever state the worker is in.
 
 use crate::instance::Command;
+use crate::instance::EVENT_MAX;
 use crate::instance::End;
 use crate::instance::Instance;
 use crate::instance::Patience;
@@ -328,7 +329,8 @@ impl Controller {
             self.set_phase(Phase::Starting);
         }
         let (requests, worker_requests) = mesh::channel();
-        let (worker_events, events) = mesh::channel();
+        let (worker_events, mut events) = mesh::channel();
+        events.set_message_limit(EVENT_MAX);
         let parameters = Parameters {
             topology: worker_topology(&self.paravisor.topology),
             settings: self.worker_settings(generation),

@@ -29,6 +29,9 @@ use underhill_core::clock::Stamp;
 /// Commands and reports that wait at a time; there are never many.
 pub(crate) const QUEUE: usize = 8;
 
+/// The largest event of a worker, in bytes: what is decoded can take many times as much.
+pub(crate) const EVENT_MAX: usize = 16 << 10;
+
 /// The longest reason of a worker for its end, in bytes.
 const REASON_MAX: usize = 1024;
 
@@ -169,6 +172,7 @@ impl Instance {
         let generation = self.generation;
         let mut reason = None;
         let mut state = None;
+        let mut ready = false;
         let mut hears_events = true;
         let mut hears_commands = true;
         let mut watch = Some(not_ready_within(self.patience.start_deadline));
@@ -178,7 +182,10 @@ impl Instance {
             tokio::select! {
                 death = self.child.exited() => break death,
                 event = self.events.recv(), if hears_events => match event {
+                    // Its watchdog would begin anew each time.
+                    Ok(Event::Ready { .. }) if ready => {}
                     Ok(Event::Ready { stamps }) => {
+                        ready = true;
                         // One that was asked to end meanwhile is still to end in time.
                         if stopping.is_none() {
                             watch = self.watchdog();

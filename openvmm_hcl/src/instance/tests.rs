@@ -156,6 +156,24 @@ fn a_worker_that_answers_no_ping_is_killed() {
 }
 
 #[test]
+fn a_worker_that_says_again_that_it_is_ready_is_watched_all_the_same() {
+    run(async {
+        let watchdog = Some((SHORT, SHORT));
+        let mut worker = watched("exec sleep 600", patience(LONG, watchdog));
+        worker.ready().await;
+        let events = worker.events.clone();
+        let insistent = tokio::spawn(async move {
+            let again = || Event::Ready { stamps: Vec::new() };
+            while events.send(again()).await.is_ok() {}
+        });
+        // The first report behind that of its start.
+        let end = worker.end().await;
+        assert!(end.describe().contains("watchdog"), "{}", end.describe());
+        insistent.await.unwrap();
+    });
+}
+
+#[test]
 fn a_worker_that_answers_lives() {
     run(async {
         let watchdog = Some((Duration::from_millis(1), LONG));
