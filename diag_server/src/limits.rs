@@ -74,7 +74,7 @@ impl Default for Limits {
             transfer: Duration::from_secs(30),
             half_closed: Duration::from_secs(5),
             linger: Duration::from_secs(30),
-            lingering: 64,
+            lingering: 256,
             drain: Duration::from_millis(500),
             inspect_grace: Duration::from_secs(1),
         }

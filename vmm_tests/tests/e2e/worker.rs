@@ -7,7 +7,6 @@ use qemu::Source;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::time::Instant;
 use vmm_tests::Scenario;
 use vmm_tests::TestVm;
 use vmm_tests::diag_address;
@@ -20,9 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const TEST_HOOKS: &str = "OPENHCL_TEST_HOOKS=1";
 
 fn client(vm: &mut TestVm) -> Client {
-    vm.expect_ready();
-    let address = diag_address(&vm.vsock());
-    let mut client = Client::connect_until(address, Instant::now() + TIMEOUT).unwrap();
+    let mut client = vm.diag();
     client.set_timeout(TIMEOUT);
     client
 }
