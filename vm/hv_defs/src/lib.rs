@@ -14,6 +14,7 @@
 
 pub mod cpuid;
 pub mod hypercall;
+pub mod intercept;
 pub mod msr;
 pub mod registers;
 pub mod synic;

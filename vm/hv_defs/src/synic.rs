@@ -69,19 +69,33 @@ impl TimerConfig {
     pub const RESERVED: u64 = !0xf_1fff;
 }
 
-/// `HV_MESSAGE_TYPE`, those of the SynIC.
+/// `HV_MESSAGE_TYPE`: those of the SynIC, and those of [`crate::intercept`].
 #[open_enum]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(u32)]
 pub enum HvMessageType {
     /// The slot is empty.
     NONE = 0,
+    /// Access to an address that the VTL does not have.
+    UNMAPPED_GPA = 0x8000_0000,
+    /// Access that a protection forbids.
+    GPA_INTERCEPT = 0x8000_0001,
     /// A synthetic timer has expired.
     TIMER_EXPIRED = 0x8000_0010,
+    /// The VP can only be reset: triple fault.
+    UNRECOVERABLE_EXCEPTION = 0x8000_0021,
     /// A source that was asked for can take a message.
     SYNIC_SINT_DELIVERABLE = 0x8000_0062,
+    /// IN, OUT, INS or OUTS.
+    X64_IO_PORT_INTERCEPT = 0x8001_0000,
+    /// RDMSR or WRMSR.
+    X64_MSR_INTERCEPT = 0x8001_0001,
+    /// CPUID.
+    X64_CPUID_INTERCEPT = 0x8001_0002,
     /// The lower VTL has ended a level-triggered interrupt.
     X64_APIC_EOI = 0x8001_0004,
+    /// HLT.
+    X64_HALT = 0x8001_0007,
 }
 
 /// `HV_MESSAGE_FLAGS`.

@@ -1,6 +1,8 @@
 //! Virtual Secure Mode registers and the VP assist page (TLFS chapter 15 and
 //! "Virtual Processor Assist Page").
 
+use crate::intercept::VtlEntryReason;
+use crate::synic::HvMessage;
 use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -89,17 +91,24 @@ pub struct HvVpAssistPage {
     pub apic_assist: u32,
     /// Reserved.
     pub reserved: u32,
-    /// Why VTL2 was entered: 1 call, 2 interrupt, 3 intercept.
-    pub vtl_entry_reason: u32,
+    /// Why VTL2 was entered.
+    pub vtl_entry_reason: VtlEntryReason,
     /// Reserved.
     pub vtl_reserved: u32,
     /// RAX that VTL0 gets on return.
     pub vtl_ret_x64_rax: u64,
     /// RCX that VTL0 gets on return.
     pub vtl_ret_x64_rcx: u64,
+    /// For nested virtualization.
+    pub nested: [u64; 10],
+    /// Valid if entered for an intercept.
+    pub intercept_message: HvMessage,
 }
 
-const _: () = assert!(size_of::<HvVpAssistPage>() == 32);
+const _: () = assert!(
+    core::mem::offset_of!(HvVpAssistPage, intercept_message) == 112
+        && size_of::<HvVpAssistPage>() == 368
+);
 const _: () = assert!(
     VsmCapabilities::new()
         .with_intercept_page_available(true)
