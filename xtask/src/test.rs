@@ -50,7 +50,7 @@ struct Counts {
 
 type Work = fn(&Prepared, &Workspace) -> anyhow::Result<Counts>;
 
-const STEPS: [(&str, Work); 11] = [
+const STEPS: [(&str, Work); 12] = [
     ("format", format),
     ("lint", lint),
     ("lint-bare-metal", lint_bare_metal),
@@ -62,6 +62,7 @@ const STEPS: [(&str, Work); 11] = [
     ("image", image),
     ("dev-image", dev_image),
     ("fuzz-smoke", fuzz_smoke),
+    ("unattended-run", unattended_run),
     ("vmm-tests", vmm_tests),
 ];
 
@@ -253,6 +254,38 @@ fn reproducible(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Co
 fn fuzz_smoke(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
     let passed = fuzz::smoke(&prepared.cache, workspace)?;
     Ok(Counts { passed, failed: 0 })
+}
+
+/// `cargo xtask run` as it is without a terminal, with a configuration and a picture: it
+/// boots, asks, powers off and succeeds.
+fn unattended_run(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
+    let directory = workspace.output().join("unattended-run");
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("creating {}", directory.display()))?;
+    let (config, picture) = (directory.join("config.json"), directory.join("boot.html"));
+    std::fs::write(&config, r#"{"version": 1, "name": "unattended"}"#)
+        .with_context(|| format!("writing {}", config.display()))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .current_dir(&workspace.root)
+        .args(["run", "--consoles"])
+        .arg(directory.join("consoles"))
+        .arg("--config")
+        .arg(&config)
+        .arg("--timeline")
+        .arg(&picture);
+    run(prepared, "run without a terminal", command)?;
+    let page = std::fs::read_to_string(&picture)
+        .with_context(|| format!("reading {}", picture.display()))?;
+    // The first and the last milestone.
+    for name in ["process starts", "first ping answered"] {
+        anyhow::ensure!(
+            page.contains(name),
+            "{} has no milestone {name:?}",
+            picture.display()
+        );
+    }
+    Ok(Counts::default())
 }
 
 fn vmm_tests(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
