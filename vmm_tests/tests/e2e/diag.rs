@@ -56,7 +56,9 @@ fn connect(vm: &TestVm) -> File {
             let mut stream = UnixStream::connect(path).expect("the helper listens");
             stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
             stream.set_write_timeout(Some(PATIENCE)).expect("a socket");
-            writeln!(stream, "CONNECT {PORT_CONTROL}").expect("the helper reads");
+            // In one write: the helper gives up on half a line.
+            let line = format!("CONNECT {PORT_CONTROL}\n");
+            stream.write_all(line.as_bytes()).expect("the helper reads");
             let mut answer = [0; 1];
             let mut line = Vec::new();
             while answer != *b"\n" {
