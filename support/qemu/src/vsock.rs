@@ -13,6 +13,8 @@
 //!   loop, and with it all vsock of this machine; before that, each one is accepted,
 //!   closed and answered with a line in the log. So nobody may connect before the guest
 //!   has said that it listens: `cargo xtask run` and the tests wait for that line.
+//! - It closes a connection whose first line has not come whole when it first looks. So
+//!   clients send `CONNECT port` in one write.
 //! - It drops packets that the guest's kernel sends in several pieces, as it does with
 //!   writes above 32 KiB, and the connection then hangs. Guests write 16 KiB at most.
 //! - A half-closed connection does not exist for it: the host's `shutdown(SHUT_WR)` closes
