@@ -12,6 +12,8 @@ use crate::instance::Patience;
 use crate::instance::QUEUE;
 use crate::instance::Report;
 use crate::instance::WatchdogStats;
+use crate::line_limit::Line;
+use crate::line_limit::LineLimit;
 use crate::policy::Policy;
 use crate::policy::Verdict;
 use crate::requests::ControlRequest;
@@ -341,8 +343,7 @@ impl Controller {
         if generation == 0 {
             self.paravisor.stamp("launches_worker");
         }
-        let mut config = ProcessConfig::new(PERSONA)
-            .stderr_sink(|line| tracing::warn!(target: PERSONA, "{line}"));
+        let mut config = ProcessConfig::new(PERSONA).stderr_sink(limited_log());
         for (name, value) in &self.options.environment {
             config = config.env(name, value);
         }
@@ -455,6 +456,19 @@ impl Controller {
 
     fn set_phase(&self, phase: Phase) {
         self.paravisor.state().phase = phase;
+    }
+}
+
+/// Logs what a worker writes to standard error, as far as it is not a flood.
+fn limited_log() -> impl FnMut(&str) + Send {
+    let mut limit = LineLimit::default();
+    move |line| {
+        if let Line::Passes { dropped } = limit.line(Instant::now()) {
+            if dropped > 0 {
+                tracing::warn!(target: PERSONA, "{dropped} lines were dropped here");
+            }
+            tracing::warn!(target: PERSONA, "{line}");
+        }
     }
 }
 

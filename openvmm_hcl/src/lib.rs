@@ -29,6 +29,7 @@ pub mod device_tree;
 mod diag;
 mod instance;
 pub mod kmsg;
+pub mod line_limit;
 pub mod memory;
 pub mod policy;
 pub mod processes;
