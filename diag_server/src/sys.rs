@@ -110,20 +110,29 @@ pub(crate) fn pidfd(child: &Child) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Lets the child lead a session of its own; with `terminal`, its standard input is the
-/// session's controlling terminal.
+/// Lets the child lead a session of its own, in which every signal has its default action;
+/// with `terminal`, its standard input is the session's controlling terminal.
 pub(crate) fn own_session(command: &mut Command, terminal: bool) {
     const DO_NOT_STEAL: libc::c_int = 0;
+    /// Signals below have names, those above are for programs that agree on them.
+    const SIGNALS_END: libc::c_int = 32;
     let prepare = move || -> io::Result<()> {
         setsid()?;
+        // What an ancestor ignores stays ignored across exec: Ctrl-C and hang-up would not
+        // end anything.
+        for signal in 1..SIGNALS_END {
+            // SAFETY: the default action is none of this program's code. It cannot be set
+            // for SIGKILL and SIGSTOP, which have no other.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
         if terminal {
             // SAFETY: a number goes in; an error is returned.
             unsafe { set_controlling_terminal(libc::STDIN_FILENO, DO_NOT_STEAL) }?;
         }
         Ok(())
     };
-    // SAFETY: the closure makes two system calls, which may be made between fork and exec;
-    // it allocates nothing and takes no lock.
+    // SAFETY: the closure makes system calls that may be made between fork and exec; it
+    // allocates nothing and takes no lock.
     unsafe { command.pre_exec(prepare) };
 }
 

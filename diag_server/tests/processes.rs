@@ -308,6 +308,29 @@ fn terminal_carries_what_is_typed() {
 }
 
 #[test]
+fn a_signal_that_the_server_ignores_is_not_ignored_by_its_processes() {
+    const NAME: &str = "a_signal_that_the_server_ignores_is_not_ignored_by_its_processes";
+    const INNER: &str = "TEST_WITH_IGNORED_SIGNALS";
+    if std::env::var_os(INNER).is_none() {
+        // Once more, as somebody starts it who ignores what ends a program.
+        let status = Command::new("sh")
+            .args(["-c", "trap '' HUP INT TERM; exec \"$0\" --exact \"$1\""])
+            .arg(std::env::current_exe().expect("its path"))
+            .arg(NAME)
+            .env(INNER, "1")
+            .status();
+        return assert!(status.expect("sh runs").success());
+    }
+    let server = Server::new();
+    let mut client = server.connect();
+    for (signal, number) in [("HUP", 1), ("INT", 2), ("TERM", 15)] {
+        let script = format!("kill -{signal} $$; exit 0");
+        let pid = client.exec(&shell(&script)).expect("it starts");
+        assert_eq!(client.wait(pid), Ok(128 + number), "SIG{signal}");
+    }
+}
+
+#[test]
 fn end_of_input_ends_a_shell_on_a_terminal() {
     let server = Server::new();
     let mut client = server.connect();
