@@ -48,6 +48,7 @@ pub use pages::{GuestPages, NotMapped};
 pub use ports::{
     Connection, Connections, EventRoute, MessageRoute, Port, PortKind, REDIRECT_SINT, TargetVp,
 };
-pub use registers::{MsrError, msr_of_register, owns_msr};
+pub use registers::{msr_of_register, owns_msr};
 pub use saved::{RestoreError, SavedMessage, SavedSynic, SavedTimer};
 pub use timer::SHORTEST_PERIOD;
+pub use vapic::MsrError;

@@ -8,32 +8,10 @@ use hv_defs::msr::{
     OverlayPage,
 };
 use hv_defs::synic::{HV_SYNIC_VERSION, SyntheticSource};
-use thiserror::Error;
+use vapic::MsrError;
 
 /// Vectors below are not for sources.
 const FIRST_VECTOR: u8 = 16;
-
-/// Why an access to an MSR raises #GP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("MSR {msr:#x}, written {written:x?}: expected {expected}")]
-pub struct MsrError {
-    /// The MSR.
-    pub msr: u32,
-    /// What was written; none was read.
-    pub written: Option<u64>,
-    /// What would have been right.
-    pub expected: &'static str,
-}
-
-impl MsrError {
-    pub(crate) const fn new(msr: u32, written: Option<u64>, expected: &'static str) -> Self {
-        Self {
-            msr,
-            written,
-            expected,
-        }
-    }
-}
 
 /// Whether an MSR is one of the SynIC's or of a timer.
 pub const fn owns_msr(msr: u32) -> bool {

@@ -1,7 +1,7 @@
 //! Synthetic timers: TLFS "Timers". Times are reference times.
 
-use crate::registers::MsrError;
 use hv_defs::synic::TimerConfig;
+use vapic::MsrError;
 
 /// The shortest time between two expirations of a periodic timer, in 100 ns: a guest
 /// cannot keep the host busy. A shorter period is served at this pace.

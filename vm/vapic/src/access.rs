@@ -48,7 +48,8 @@ pub struct MsrError {
 }
 
 impl MsrError {
-    pub(crate) const fn new(msr: u32, written: Option<u64>, expected: &'static str) -> Self {
+    /// An access to `msr`: a read, or a write of `written`.
+    pub const fn new(msr: u32, written: Option<u64>, expected: &'static str) -> Self {
         Self {
             msr,
             written,

@@ -28,32 +28,42 @@ pub trait Word {
     fn replace(&self, from: u64, to: u64) -> Result<(), u64>;
 }
 
-impl Word for AtomicU64 {
-    fn new(value: u64) -> Self {
-        Self::new(value)
-    }
+/// Implements [`Word`] by the methods that atomic words of the core library and of loom have
+/// in common.
+macro_rules! impl_word {
+    ($word:ty) => {
+        impl $crate::shared::Word for $word {
+            fn new(value: u64) -> Self {
+                Self::new(value)
+            }
 
-    fn load(&self) -> u64 {
-        self.load(Ordering::Acquire)
-    }
+            fn load(&self) -> u64 {
+                self.load(Ordering::Acquire)
+            }
 
-    fn store(&self, value: u64) {
-        self.store(value, Ordering::Release);
-    }
+            fn store(&self, value: u64) {
+                self.store(value, Ordering::Release);
+            }
 
-    fn set(&self, bits: u64) -> u64 {
-        self.fetch_or(bits, Ordering::AcqRel)
-    }
+            fn set(&self, bits: u64) -> u64 {
+                self.fetch_or(bits, Ordering::AcqRel)
+            }
 
-    fn clear(&self, bits: u64) -> u64 {
-        self.fetch_and(!bits, Ordering::AcqRel)
-    }
+            fn clear(&self, bits: u64) -> u64 {
+                self.fetch_and(!bits, Ordering::AcqRel)
+            }
 
-    fn replace(&self, from: u64, to: u64) -> Result<(), u64> {
-        self.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
-            .map(|_| ())
-    }
+            fn replace(&self, from: u64, to: u64) -> Result<(), u64> {
+                self.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+                    .map(|_| ())
+            }
+        }
+    };
 }
+#[cfg(test)]
+pub(crate) use impl_word;
+
+impl_word!(AtomicU64);
 
 /// The owner is in the guest or halted.
 const AWAY: u64 = 1;

@@ -6,32 +6,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use std::sync::atomic::Ordering;
 
-impl Word for LoomU64 {
-    fn new(value: u64) -> Self {
-        Self::new(value)
-    }
-
-    fn load(&self) -> u64 {
-        self.load(Ordering::Acquire)
-    }
-
-    fn store(&self, value: u64) {
-        self.store(value, Ordering::Release);
-    }
-
-    fn set(&self, bits: u64) -> u64 {
-        self.fetch_or(bits, Ordering::AcqRel)
-    }
-
-    fn clear(&self, bits: u64) -> u64 {
-        self.fetch_and(!bits, Ordering::AcqRel)
-    }
-
-    fn replace(&self, from: u64, to: u64) -> Result<(), u64> {
-        self.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
-            .map(|_| ())
-    }
-}
+crate::shared::impl_word!(LoomU64);
 
 /// A VP's shared part, and kicks that wait at its CPU.
 struct Target {
