@@ -228,6 +228,20 @@ pub struct CpuidIntercept {
     pub default_rbx: u64,
 }
 
+/// `HV_X64_INVALID_VP_REGISTER_MESSAGE`: the VP cannot be entered with this register.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct InvalidVpRegister {
+    /// The VP.
+    pub vp_index: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// `HvRegisterName`.
+    pub name: u32,
+    /// Zero.
+    pub reserved2: u32,
+}
+
 const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<InterceptHeader>() == 40);

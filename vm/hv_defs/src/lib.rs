@@ -16,6 +16,7 @@ pub mod cpuid;
 pub mod hypercall;
 pub mod intercept;
 pub mod msr;
+pub mod register_page;
 pub mod registers;
 pub mod synic;
 pub mod vp_context;

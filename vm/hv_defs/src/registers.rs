@@ -1,6 +1,7 @@
 //! Register names and the name/value pairs of the register hypercalls
 //! (TLFS "Virtual Processor Registers").
 
+use bitfield_struct::bitfield;
 use open_enum::open_enum;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -127,6 +128,31 @@ pub enum HvRegisterName {
     MTRR_DEF_TYPE = 0x0008_000e,
     /// Last of the MTRRs.
     MTRR_LAST = 0x0008_007a,
+}
+
+/// `HV_X64_PENDING_INTERRUPTION_REGISTER`: an event that the VP takes when it runs next.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PendingInterruption {
+    /// There is one.
+    pub pending: bool,
+    /// 0 interrupt, 2 NMI, 3 exception, 4 software interrupt, 5 privileged software
+    /// exception, 6 software exception.
+    #[bits(3)]
+    pub kind: u8,
+    /// It pushes an error code.
+    pub deliver_error_code: bool,
+    /// Bytes of the instruction, for software interrupts and exceptions.
+    #[bits(4)]
+    pub instruction_length: u8,
+    /// The event is for a nested guest.
+    pub nested: bool,
+    #[bits(6)]
+    _reserved: u8,
+    /// Vector.
+    pub vector: u16,
+    /// Error code.
+    pub error_code: u32,
 }
 
 /// `HV_REGISTER_ASSOC`: one element of `SET_VP_REGISTERS`.

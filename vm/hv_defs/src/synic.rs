@@ -82,8 +82,12 @@ pub enum HvMessageType {
     GPA_INTERCEPT = 0x8000_0001,
     /// A synthetic timer has expired.
     TIMER_EXPIRED = 0x8000_0010,
+    /// The registers contradict each other; the payload names one.
+    INVALID_VP_REGISTER_VALUE = 0x8000_0020,
     /// The VP can only be reset: triple fault.
     UNRECOVERABLE_EXCEPTION = 0x8000_0021,
+    /// A hypercall that the higher VTL has asked for.
+    HYPERCALL_INTERCEPT = 0x8000_0050,
     /// A source that was asked for can take a message.
     SYNIC_SINT_DELIVERABLE = 0x8000_0062,
     /// IN, OUT, INS or OUTS.
@@ -92,10 +96,14 @@ pub enum HvMessageType {
     X64_MSR_INTERCEPT = 0x8001_0001,
     /// CPUID.
     X64_CPUID_INTERCEPT = 0x8001_0002,
+    /// An exception that the higher VTL has asked for.
+    X64_EXCEPTION_INTERCEPT = 0x8001_0003,
     /// The lower VTL has ended a level-triggered interrupt.
     X64_APIC_EOI = 0x8001_0004,
     /// HLT.
     X64_HALT = 0x8001_0007,
+    /// The VP can take an interrupt now.
+    X64_INTERRUPTION_DELIVERABLE = 0x8001_0008,
 }
 
 /// `HV_MESSAGE_FLAGS`.
@@ -132,6 +140,25 @@ pub struct HvMessage {
     pub header: HvMessageHeader,
     /// Payload.
     pub payload: [u8; HV_MESSAGE_PAYLOAD_SIZE],
+}
+
+impl HvMessage {
+    /// A message without sender. Of a payload that does not fit, what fits.
+    pub fn new(message_type: HvMessageType, payload: &[u8]) -> Self {
+        let size = payload.len().min(HV_MESSAGE_PAYLOAD_SIZE);
+        let mut message = Self {
+            header: HvMessageHeader {
+                message_type,
+                payload_size: size as u8,
+                flags: HvMessageFlags::new(),
+                reserved: [0; 2],
+                sender: 0,
+            },
+            payload: [0; HV_MESSAGE_PAYLOAD_SIZE],
+        };
+        message.payload[..size].copy_from_slice(&payload[..size]);
+        message
+    }
 }
 
 /// `HV_TIMER_MESSAGE_PAYLOAD`.
