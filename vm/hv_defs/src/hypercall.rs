@@ -19,10 +19,14 @@ pub enum HypercallCode {
     VTL_CALL = 0x0011,
     /// Return to the lower VTL (through the hypercall page).
     VTL_RETURN = 0x0012,
+    /// Choose what of a lower VTL is intercepted.
+    INSTALL_INTERCEPT = 0x004d,
     /// Read VP registers.
     GET_VP_REGISTERS = 0x0050,
     /// Write VP registers.
     SET_VP_REGISTERS = 0x0051,
+    /// Walk the page tables of a VP.
+    TRANSLATE_VIRTUAL_ADDRESS = 0x0052,
     /// Post a SynIC message.
     POST_MESSAGE = 0x005c,
     /// Signal a SynIC event.
@@ -239,6 +243,100 @@ pub struct EnterSleepState {
     pub sleep_state: u32,
 }
 
+/// `HV_TRANSLATE_GVA_CONTROL_FLAGS`: how a page table is walked.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TranslateFlags {
+    /// Reading must be possible.
+    pub validate_read: bool,
+    /// Writing must be possible.
+    pub validate_write: bool,
+    /// Execution must be possible.
+    pub validate_execute: bool,
+    /// Supervisor and user pages alike; no SMEP, no SMAP.
+    pub privilege_exempt: bool,
+    /// Set accessed and dirty bits.
+    pub set_page_table_bits: bool,
+    /// Keep the translation while the VP does not run.
+    pub tlb_flush_inhibit: bool,
+    /// As if in supervisor mode, whatever the mode is.
+    pub supervisor_access: bool,
+    /// As if in user mode, whatever the mode is.
+    pub user_access: bool,
+    /// SMAP counts even if RFLAGS.AC is set.
+    pub enforce_smap: bool,
+    /// SMAP does not count even if RFLAGS.AC is clear.
+    pub override_smap: bool,
+    #[bits(46)]
+    reserved: u64,
+    /// Whose page tables: a [`HvInputVtl`].
+    pub input_vtl: u8,
+}
+
+impl TranslateFlags {
+    /// True if every bit that is not above is zero.
+    pub const fn reserved_bits_are_zero(self) -> bool {
+        self.reserved() == 0
+    }
+}
+
+/// Input of `TRANSLATE_VIRTUAL_ADDRESS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TranslateVirtualAddress {
+    /// Partition; `HV_PARTITION_ID_SELF`.
+    pub partition_id: u64,
+    /// VP; `HV_VP_INDEX_SELF` or an index.
+    pub vp_index: u32,
+    /// Must be zero.
+    pub rsvd: u32,
+    /// How.
+    pub flags: TranslateFlags,
+    /// Page number of the linear address.
+    pub gva_page: u64,
+}
+
+/// `HV_TRANSLATE_GVA_RESULT_CODE`.
+#[open_enum]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(u32)]
+pub enum TranslateResult {
+    /// There is a translation.
+    SUCCESS = 0,
+    /// An entry is not present.
+    PAGE_NOT_PRESENT = 1,
+    /// The page does not permit the access.
+    PRIVILEGE_VIOLATION = 2,
+    /// An entry has bits that are reserved.
+    INVALID_PAGE_TABLE_FLAGS = 3,
+    /// A table, or the page, is not memory.
+    GPA_UNMAPPED = 4,
+    /// A table, or the page, may not be read.
+    GPA_NO_READ_ACCESS = 5,
+    /// A table, or the page, may not be written.
+    GPA_NO_WRITE_ACCESS = 6,
+    /// An overlay page is in the way.
+    GPA_ILLEGAL_OVERLAY_ACCESS = 7,
+    /// A higher VTL intercepts the access.
+    INTERCEPT = 8,
+}
+
+/// Output of `TRANSLATE_VIRTUAL_ADDRESS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TranslateVirtualAddressOutput {
+    /// How it went.
+    pub result: TranslateResult,
+    /// Memory type of the page, as in PAT.
+    pub cache_type: u8,
+    /// 1: the page is an overlay.
+    pub overlay_page: u8,
+    /// Zero.
+    pub rsvd: [u8; 2],
+    /// Page number of the physical address.
+    pub gpa_page: u64,
+}
+
 /// `EnterSleepState::sleep_state` for power-off.
 pub const HV_SLEEP_STATE_S5: u32 = 5;
 
@@ -246,3 +344,9 @@ const _: () = assert!(size_of::<GetSetVpRegisters>() == 16);
 const _: () = assert!(size_of::<EnableVpVtl>() == 240);
 const _: () = assert!(size_of::<GetVpIndexFromApicId>() == 16);
 const _: () = assert!(size_of::<ModifyVtlProtectionMask>() == 16);
+const _: () = assert!(size_of::<TranslateVirtualAddress>() == 32);
+const _: () = assert!(size_of::<TranslateVirtualAddressOutput>() == 16);
+const _: () = assert!(
+    TranslateFlags::new().with_override_smap(true).into_bits() == 1 << 9
+        && TranslateFlags::new().with_input_vtl(1).into_bits() == 1 << 56
+);

@@ -2,7 +2,8 @@
 //! Execution State", and the reference of each message).
 //!
 //! Each is the payload of a [`crate::synic::HvMessage`], which VTL2 finds in its VP assist
-//! page when it is entered for [`VtlEntryReason::INTERCEPT`].
+//! page when it is entered for [`VtlEntryReason::INTERCEPT`]. What is intercepted VTL2 says
+//! with [`InstallIntercept`].
 
 use crate::vp_context::HvX64SegmentRegister;
 use bitfield_struct::bitfield;
@@ -38,6 +39,69 @@ pub enum AccessType {
     WRITE = 1,
     /// Execution.
     EXECUTE = 2,
+}
+
+/// `HV_INTERCEPT_TYPE`: what can be intercepted by request.
+#[open_enum]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(u32)]
+pub enum InterceptType {
+    /// A port; reading and writing. The parameter is its number.
+    X64_IO_PORT = 0x00,
+    /// Each MSR that the hypervisor does not serve itself; reading and writing.
+    X64_MSR = 0x01,
+    /// A leaf of CPUID; execution. The parameter is its number.
+    X64_CPUID = 0x02,
+    /// An exception; execution. The parameter is its vector.
+    EXCEPTION = 0x03,
+    /// Hypercalls that the hypervisor does not serve itself; execution.
+    HYPERCALL = 0x08,
+    /// One MSR; reading and writing. The parameter is its number.
+    X64_MSR_INDEX = 0x0c,
+    /// Messages and events to connections that the hypervisor does not know; execution.
+    UNKNOWN_SYNIC_CONNECTION = 0x0d,
+    /// End of a level-triggered interrupt; writing.
+    X64_APIC_EOI = 0x0e,
+    /// Retargeting of a device's interrupt that the hypervisor does not know; execution.
+    RETARGET_INTERRUPT_WITH_UNKNOWN_DEVICE_ID = 0x0f,
+    /// A range of ports; reading and writing. The parameter has the first in its bits 0 to
+    /// 15 and the last in its bits 16 to 31.
+    X64_IO_PORT_RANGE = 0x11,
+}
+
+/// `HV_INTERCEPT_ACCESS_TYPE_MASK`: which accesses; none of them takes an intercept back.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AccessMask {
+    /// Reading.
+    pub read: bool,
+    /// Writing.
+    pub write: bool,
+    /// Execution.
+    pub execute: bool,
+    #[bits(29)]
+    reserved: u32,
+}
+
+impl AccessMask {
+    /// True if every bit that the TLFS reserves is zero.
+    pub const fn reserved_bits_are_zero(self) -> bool {
+        self.reserved() == 0
+    }
+}
+
+/// Input of `INSTALL_INTERCEPT`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct InstallIntercept {
+    /// Partition; `HV_PARTITION_ID_SELF`.
+    pub partition_id: u64,
+    /// Accesses.
+    pub access: AccessMask,
+    /// What.
+    pub intercept_type: InterceptType,
+    /// See [`InterceptType`]; else zero.
+    pub parameter: u64,
 }
 
 /// `HV_X64_VP_EXECUTION_STATE`: the mode that the VP was in.
@@ -242,6 +306,68 @@ pub struct InvalidVpRegister {
     pub reserved2: u32,
 }
 
+/// `HV_X64_HYPERCALL_INTERCEPT_MESSAGE`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct HypercallIntercept {
+    /// Header.
+    pub header: InterceptHeader,
+    /// RAX.
+    pub rax: u64,
+    /// RBX.
+    pub rbx: u64,
+    /// RCX: the control word.
+    pub rcx: u64,
+    /// RDX: address of the input, or the first half of it.
+    pub rdx: u64,
+    /// R8: address of the output, or the second half of the input.
+    pub r8: u64,
+    /// RSI.
+    pub rsi: u64,
+    /// RDI.
+    pub rdi: u64,
+    /// XMM0 to XMM5.
+    pub xmm: [[u64; 2]; 6],
+    /// Bit 0: the partition is isolated.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
+}
+
+/// `HV_X64_APIC_EOI_MESSAGE`; it has no header.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ApicEoi {
+    /// The VP.
+    pub vp_index: u32,
+    /// Vector of the interrupt that has ended.
+    pub vector: u32,
+}
+
+/// `HV_X64_INTERRUPTION_DELIVERABLE_MESSAGE`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct InterruptionDeliverable {
+    /// Header.
+    pub header: InterceptHeader,
+    /// [`crate::registers::InterruptionType`].
+    pub deliverable_type: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// `HV_X64_SYNIC_SINT_DELIVERABLE_MESSAGE`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SintDeliverable {
+    /// Header.
+    pub header: InterceptHeader,
+    /// Sources that can take a message, as a bit set.
+    pub deliverable_sints: u16,
+    /// Zero.
+    pub reserved: [u16; 3],
+}
+
 const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<InterceptHeader>() == 40);
@@ -252,4 +378,10 @@ const _: () = {
     assert!(offset_of!(MemoryIntercept, gva) == 48);
     assert!(size_of::<MsrIntercept>() == 64);
     assert!(size_of::<CpuidIntercept>() == 104);
+    assert!(size_of::<HypercallIntercept>() == 208);
+    assert!(offset_of!(HypercallIntercept, xmm) == 96);
+    assert!(size_of::<ApicEoi>() == 8);
+    assert!(size_of::<InterruptionDeliverable>() == 48);
+    assert!(size_of::<SintDeliverable>() == 48);
+    assert!(size_of::<InstallIntercept>() == 24);
 };

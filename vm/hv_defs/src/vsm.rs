@@ -79,8 +79,26 @@ pub struct VsmPartitionConfig {
     pub zero_memory_on_reset: bool,
     /// A lower VTL cannot start VPs.
     pub deny_lower_vtl_startup: bool,
-    #[bits(57)]
-    pub intercepts: u64,
+    /// Acceptance of pages is told (isolated partitions).
+    pub intercept_acceptance: bool,
+    /// A lower VTL that turns protection on is told.
+    pub intercept_enable_vtl_protection: bool,
+    /// The start of a VP by a lower VTL is told.
+    pub intercept_vp_startup: bool,
+    /// CPUID leaves that the host does not know are told.
+    pub intercept_cpuid_unimplemented: bool,
+    /// Triple faults are told.
+    pub intercept_unrecoverable_exception: bool,
+    /// Intercepts arrive in the VP assist page.
+    pub intercept_page: bool,
+    /// A change of the reference time is told.
+    pub intercept_restore_partition_time: bool,
+    /// Accesses to pages that are not there are told.
+    pub intercept_not_present: bool,
+    /// A reset by the lower VTL is told.
+    pub intercept_system_reset: bool,
+    #[bits(48)]
+    _reserved: u64,
 }
 
 /// `HV_VP_ASSIST_PAGE` of x64, as far as VTL2 uses it.
@@ -122,4 +140,8 @@ const _: () = assert!(
             .with_zero_memory_on_reset(true)
             .into_bits()
             == 1 << 5
+        && VsmPartitionConfig::new()
+            .with_intercept_system_reset(true)
+            .into_bits()
+            == 1 << 15
 );
