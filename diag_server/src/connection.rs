@@ -4,11 +4,11 @@
 use crate::Handler;
 use crate::Limits;
 use crate::Status;
-use crate::io::Stream;
 use crate::service::Answer;
 use crate::service::Received;
 use crate::service::Room;
 use crate::service::Service;
+use byte_stream::Stream;
 use diag_proto::ttrpc::frame::Decoder;
 use diag_proto::ttrpc::frame::FLAG_REMOTE_OPEN;
 use diag_proto::ttrpc::frame::Frame;

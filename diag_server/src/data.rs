@@ -2,10 +2,10 @@
 
 use crate::Limits;
 use crate::Status;
-use crate::io::Stream;
 use crate::stats::Held;
 use crate::stats::ServerStats;
 use crate::tasks::Tasks;
+use byte_stream::Stream;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;

@@ -2,9 +2,9 @@
 
 use crate::Status;
 use crate::data::DataConnection;
-use crate::io::Stream;
 use crate::stats::ServerStats;
 use crate::status::Code;
+use byte_stream::Stream;
 use diag_proto::MAX_LINE;
 use nix::errno::Errno;
 use nix::libc;

@@ -9,20 +9,15 @@ use nix::fcntl;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::pty::Winsize;
-use nix::sys::socket;
-use nix::sys::socket::SockFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::setsid;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Child;
 use std::process::Command;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 nix::ioctl_write_int_bad!(
     /// Makes a terminal the controlling terminal of the calling session.
@@ -67,37 +62,6 @@ pub(crate) fn terminal(size: &Winsize) -> nix::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// Makes the kernel tell the peer of a vsock connection the size of its buffer. It does so
-/// when the size changes, so it is changed and changed back.
-pub(crate) fn tell_buffer_size(socket: &OwnedFd) -> nix::Result<()> {
-    /// What the kernel gives every vsock socket, and the most it allows.
-    const SIZE: u64 = 256 << 10;
-    /// `SO_VM_SOCKETS_BUFFER_SIZE` of `linux/vm_sockets.h`.
-    const BUFFER_SIZE: libc::c_int = 0;
-    for size in [SIZE - 1, SIZE] {
-        // SAFETY: the option takes the address and length of a `u64`, which is only read.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::AF_VSOCK,
-                BUFFER_SIZE,
-                (&raw const size).cast(),
-                size_of::<u64>() as libc::socklen_t,
-            )
-        };
-        Errno::result(result)?;
-    }
-    Ok(())
-}
-
-/// Accepts a connection: not blocking, closed on exec.
-pub(crate) fn accept(listener: impl AsFd) -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket::accept4(listener.as_fd().as_raw_fd(), flags)?;
-    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// A descriptor that becomes readable when `child` ends. `child` must not have been waited
 /// for, so that its id is still its own.
 pub(crate) fn pidfd(child: &Child) -> nix::Result<OwnedFd> {
@@ -134,11 +98,4 @@ pub(crate) fn own_session(command: &mut Command, terminal: bool) {
     // SAFETY: the closure makes system calls that may be made between fork and exec; it
     // allocates nothing and takes no lock.
     unsafe { command.pre_exec(prepare) };
-}
-
-/// Lets tokio's reactor watch a descriptor.
-pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` always names the descriptor that it owns, until it is dropped;
-    // it is not replaced, for nothing here takes `&mut` to it.
-    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }

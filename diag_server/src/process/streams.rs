@@ -3,9 +3,9 @@
 use crate::Status;
 use crate::data::DataConnection;
 use crate::data::DataConnections;
-use crate::io::Stream;
 use crate::sys;
 use crate::tasks::Tasks;
+use byte_stream::Stream;
 use diag_proto::diag::ExecRequest;
 use nix::pty::Winsize;
 use nix::sys::termios::LocalFlags;

@@ -2,8 +2,14 @@
 //!
 //! tokio knows Unix sockets but not AF_VSOCK, and its types insist on the address family.
 //! What is needed here is little and the same for all, so a stream is a bare descriptor.
+//!
+//! * Promises: nothing blocks; a vsock stream works through the vhost-user helper on plain
+//!   QEMU, whose defects are described where they are dealt with.
+//! * Refuses: framing, buffers, and any limit on how much or how long: that is the
+//!   caller's.
 
-use crate::sys;
+mod sys;
+
 use nix::errno::Errno;
 use nix::fcntl::FcntlArg;
 use nix::fcntl::OFlag;
@@ -34,7 +40,7 @@ use tokio::task::coop::consume_budget;
 /// Linux puts a vsock packet of more than 32 KiB into several descriptors, and the
 /// vhost-user helper on plain QEMU drops such a packet without a word: a write of 64 KiB
 /// stalls the connection for ever. 16 KiB always is one descriptor.
-pub(crate) const MAX_WRITE: usize = 16 << 10;
+pub const MAX_WRITE: usize = 16 << 10;
 
 /// Connections that the kernel holds until they are accepted. With 8, a client that
 /// connects often in a row is refused by the vhost-user helper.
@@ -106,7 +112,7 @@ impl Listener {
     }
 
     /// The next connection. Only errors of the listener itself are returned.
-    pub(crate) async fn accept(&self) -> io::Result<Stream> {
+    pub async fn accept(&self) -> io::Result<Stream> {
         loop {
             let mut guard = self.fd.readable().await?;
             match sys::accept(&self.fd).and_then(|fd| Stream::new(fd).map_err(errno)) {
@@ -137,14 +143,14 @@ fn errno(error: io::Error) -> Errno {
 }
 
 /// A stream of bytes that does not block.
-pub(crate) struct Stream {
+pub struct Stream {
     fd: AsyncFd<OwnedFd>,
     kind: Kind,
 }
 
 impl Stream {
     /// Takes a descriptor, which must not block.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let fd = sys::watched(fd, Interest::READABLE.add(Interest::WRITABLE))?;
         Ok(Self {
             fd,
@@ -153,20 +159,20 @@ impl Stream {
     }
 
     /// Takes one end of a pipe or terminal and makes it not block.
-    pub(crate) fn unblocked(fd: impl Into<OwnedFd>) -> io::Result<Self> {
+    pub fn unblocked(fd: impl Into<OwnedFd>) -> io::Result<Self> {
         let fd = fd.into();
         set_blocking(&fd, false)?;
         Self::new(fd)
     }
 
     /// Reads what is there, or waits for something. 0: the end.
-    pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.until_ready(Interest::READABLE, || nix::unistd::read(&self.fd, buffer))
             .await
     }
 
     /// Writes all of `bytes`.
-    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let part = &bytes[..bytes.len().min(MAX_WRITE)];
             let written = self
@@ -217,7 +223,7 @@ impl Stream {
     }
 
     /// Waits for more to read, when a read has just found nothing.
-    pub(crate) async fn wait_for_more(&self) -> io::Result<()> {
+    pub async fn wait_for_more(&self) -> io::Result<()> {
         let mut guard = self.fd.ready(Interest::READABLE).await?;
         // It may be the readiness of before that read: then the caller reads once in vain.
         guard.clear_ready();
@@ -229,7 +235,7 @@ impl Stream {
     ///
     /// The two are taken for the same, because on vsock they are: the helper, and so the
     /// host's clients, only know the whole of a connection.
-    pub(crate) async fn hung_up(&self) {
+    pub async fn hung_up(&self) {
         while let Ok(mut guard) = self.ready(Interest::READABLE).await {
             if guard.ready().is_read_closed() {
                 return;
@@ -244,7 +250,7 @@ impl Stream {
     /// connection; and it ignores that, too, while it still has data that its client has
     /// not fetched. So on vsock the whole is ended, again and again. Whether the peer has
     /// closed its end cannot be seen then.
-    pub(crate) async fn finish(&self, patience: Duration) {
+    pub async fn finish(&self, patience: Duration) {
         let finish = async {
             match self.kind {
                 Kind::Vsock => {
@@ -263,14 +269,14 @@ impl Stream {
     }
 
     /// Ends one or both directions of a socket.
-    pub(crate) fn shutdown(&self, how: Shutdown) {
+    pub fn shutdown(&self, how: Shutdown) {
         // It fails if the peer has ended the connection, which is as good.
         let _ = socket::shutdown(self.fd.get_ref().as_raw_fd(), how);
     }
 
     /// The same stream for a child: it blocks. That holds for this end, too, which can no
     /// longer be read or written, only be waited for and shut down.
-    pub(crate) fn blocking_clone(&self) -> io::Result<OwnedFd> {
+    pub fn blocking_clone(&self) -> io::Result<OwnedFd> {
         let clone = self.fd.get_ref().try_clone()?;
         set_blocking(&clone, true)?;
         Ok(clone)
