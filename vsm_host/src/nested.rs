@@ -28,7 +28,7 @@ use page_table::{
     Config, ENTRIES, Entry, Error, LeafSize, PAGE_SIZE, PageTable, Region, build_identity_map,
     tables_needed,
 };
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// Levels of the tree; the root is level 4.
 const LEVELS: usize = 4;
@@ -71,6 +71,16 @@ impl Access {
             && flags.kernel_executable() == flags.user_executable()
             && (access.read || !access.write && !access.execute);
         possible.then_some(access)
+    }
+
+    /// Whether the host may access the page for the VTL.
+    pub fn permits(self, write: bool) -> bool {
+        self.read && (self.write || !write)
+    }
+
+    /// Whether the VTL may execute there.
+    pub fn executes(self) -> bool {
+        self.execute
     }
 
     /// The leaf `entry` with this access. The user bit, which every leaf has, stays: it
@@ -195,6 +205,14 @@ impl NestedTables {
         Ok(())
     }
 
+    /// Holds the protections as they are.
+    pub fn hold(&self) -> Held<'_> {
+        Held {
+            tables: self,
+            _spare: self.spare.lock(),
+        }
+    }
+
     /// Fills a table of `level` with what `leaf` of the level above says.
     fn split(&self, leaf: Entry, level: usize, table: usize) {
         let first = leaf.with_large(level > 1).into_bits();
@@ -235,6 +253,35 @@ impl NestedTables {
     /// Entries below are visible before one that points to them.
     fn store(&self, table: usize, slot: usize, entry: Entry) {
         self.tables[table].0[slot].store(entry.into_bits(), Ordering::Release);
+    }
+}
+
+/// The protections of a VTL, which nobody changes as long as this is there.
+pub struct Held<'a> {
+    tables: &'a NestedTables,
+    _spare: MutexGuard<'a, Vec<usize>>,
+}
+
+impl Held<'_> {
+    /// What the VTL may do at `address`; nothing where it has no memory.
+    pub fn access(&self, address: u64) -> Access {
+        let tables = self.tables;
+        let mut table = 0;
+        for level in (1..=LEVELS).rev() {
+            let entry = tables.load(table, (address / span(level)) as usize % ENTRIES);
+            if !entry.present() {
+                break;
+            }
+            if level == 1 || entry.large() {
+                return Access {
+                    read: true,
+                    write: entry.write(),
+                    execute: !entry.no_execute(),
+                };
+            }
+            table = ((entry.address() - tables.address) / PAGE_SIZE) as usize;
+        }
+        Access::NONE
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::entry::MAPPED_LIMIT;
 use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
 use igvm_loader::{HostMemoryWriter, MemoryRange};
 use vsm_host::guest_memory::RamAccess;
 use vsm_host::platform::{PhysMemory, Unreadable};
@@ -63,6 +64,26 @@ impl RamAccess for Physical {
         // SAFETY: as above.
         unsafe { copy(data.as_ptr(), address as *mut u8, data.len()) };
     }
+
+    fn load_word(&self, address: u64) -> u32 {
+        word(address).load(Ordering::Acquire)
+    }
+
+    fn store_word(&self, address: u64, value: u32) {
+        word(address).store(value, Ordering::Release);
+    }
+
+    fn set_word_bits(&self, address: u64, bits: u32) -> u32 {
+        word(address).fetch_or(bits, Ordering::AcqRel)
+    }
+}
+
+/// A word of a VTL's RAM.
+fn word(address: u64) -> &'static AtomicU32 {
+    // SAFETY: `RamAccess` is only called with RAM of a VTL, which is mapped for good and
+    // never a Rust object of the host, and with aligned words. Whoever else writes it is
+    // outside of Rust or uses assembly.
+    unsafe { AtomicU32::from_ptr(address as *mut u32) }
 }
 
 impl HostMemoryWriter for Physical {

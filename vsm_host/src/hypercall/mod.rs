@@ -169,7 +169,7 @@ fn call<P: Processor>(caller: &mut Caller<'_, P>, control: HypercallControl) -> 
         let memory = caller.memory();
         if output_size != 0 {
             memory
-                .check(output_address, output_size as u64)
+                .check_writable(output_address, output_size as u64)
                 .map_err(|_| HvStatus::INVALID_PARAMETER)?;
         }
         memory

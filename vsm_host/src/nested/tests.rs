@@ -36,6 +36,7 @@ impl NestedTables {
         for level in (1..=LEVELS).rev() {
             let entry = self.load(table, (address / span(level)) as usize % ENTRIES);
             if !entry.present() {
+                assert_eq!(self.hold().access(address), Access::NONE);
                 return None;
             }
             assert!(entry.user(), "{entry:?}");
@@ -46,6 +47,7 @@ impl NestedTables {
                     write: entry.write(),
                     execute: !entry.no_execute(),
                 };
+                assert_eq!(self.hold().access(address), access);
                 return Some((entry.address() + offset, access, level));
             }
             assert!(entry.write() && !entry.no_execute(), "{entry:?}");

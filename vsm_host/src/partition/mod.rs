@@ -168,8 +168,22 @@ impl Partition {
         self.time.at(processor.tsc())
     }
 
-    /// Memory of a VTL.
+    /// Memory of a VTL, as far as higher ones permit.
     pub fn memory<'a, P: Processor>(&'a self, vtl: Vtl, processor: &'a P) -> GuestMemory<'a, P> {
+        let memory = self.all_memory(vtl, processor);
+        if vtl == Vtl::PARAVISOR {
+            memory
+        } else {
+            memory.protected_by(self.nested_tables(vtl))
+        }
+    }
+
+    /// Memory of a VTL, for what a higher one does to it.
+    pub(crate) fn all_memory<'a, P: Processor>(
+        &'a self,
+        vtl: Vtl,
+        processor: &'a P,
+    ) -> GuestMemory<'a, P> {
         GuestMemory::new(processor, &self.config.spaces[vtl.index()].ram)
     }
 

@@ -13,27 +13,62 @@ use x86_defs::{EFER_LME, EFER_SVME};
 /// RAM of the machine; the upper half is not VTL2's (as the host's memory is).
 const RAM: u64 = 0x2_0000;
 pub(crate) const VTL2_END: u64 = 0x1_0000;
-/// RAM that the guest has too; the fake machine does not hold its content.
+/// RAM that the guest has too; the fake machine holds the content of [`GUEST_HELD`] of it.
 pub(crate) const GUEST_RAM: MemoryRange = MemoryRange::new(4 << 30, 6 << 30);
+/// Bytes of the guest's RAM that have a content.
+pub(crate) const GUEST_HELD: u64 = 0x2_0000;
 /// Where the code is that exits, unpaged.
 pub(crate) const CODE: u64 = 0x8000;
 
 pub(crate) struct FakeProcessor {
     pub ram: FakeRam,
+    /// Memory from the start of [`GUEST_RAM`].
+    pub guest_ram: FakeRam,
     pub woken: RefCell<Vec<u32>>,
     pub written: RefCell<Vec<(u64, u32)>>,
     pub log: RefCell<Vec<String>>,
 }
 
+impl FakeProcessor {
+    /// The memory that these bytes are in, and where.
+    fn at(&self, address: u64, size: u64) -> (&FakeRam, u64) {
+        match address.checked_sub(GUEST_RAM.start()) {
+            Some(offset) => {
+                assert!(offset + size <= GUEST_HELD, "{address:#x}");
+                (&self.guest_ram, offset)
+            }
+            None => {
+                assert!(address + size <= VTL2_END, "{address:#x}");
+                (&self.ram, address)
+            }
+        }
+    }
+}
+
 impl RamAccess for FakeProcessor {
     fn read_ram(&self, address: u64, out: &mut [u8]) {
-        assert!(address + out.len() as u64 <= VTL2_END, "{address:#x}");
-        self.ram.read_ram(address, out);
+        let (ram, address) = self.at(address, out.len() as u64);
+        ram.read_ram(address, out);
     }
 
     fn write_ram(&self, address: u64, data: &[u8]) {
-        assert!(address + data.len() as u64 <= VTL2_END, "{address:#x}");
-        self.ram.write_ram(address, data);
+        let (ram, address) = self.at(address, data.len() as u64);
+        ram.write_ram(address, data);
+    }
+
+    fn load_word(&self, address: u64) -> u32 {
+        let (ram, address) = self.at(address, 4);
+        ram.load_word(address)
+    }
+
+    fn store_word(&self, address: u64, value: u32) {
+        let (ram, address) = self.at(address, 4);
+        ram.store_word(address, value);
+    }
+
+    fn set_word_bits(&self, address: u64, bits: u32) -> u32 {
+        let (ram, address) = self.at(address, 4);
+        ram.set_word_bits(address, bits)
     }
 }
 
@@ -87,6 +122,7 @@ pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
     partition.enable_vp_vtl(0, Vtl::PARAVISOR).unwrap();
     let processor = FakeProcessor {
         ram: FakeRam::new(RAM as usize),
+        guest_ram: FakeRam::new(GUEST_HELD as usize),
         woken: RefCell::default(),
         written: RefCell::default(),
         log: RefCell::default(),
