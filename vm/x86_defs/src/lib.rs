@@ -19,6 +19,8 @@ pub const CR0_PE: u64 = 1 << 0;
 pub const CR0_ET: u64 = 1 << 4;
 /// CR0.NE.
 pub const CR0_NE: u64 = 1 << 5;
+/// CR0.WP.
+pub const CR0_WP: u64 = 1 << 16;
 /// CR0.NW.
 pub const CR0_NW: u64 = 1 << 29;
 /// CR0.CD.
@@ -31,10 +33,16 @@ pub const CR0_DEFINED: u64 = 0xe005_003f;
 /// No processor has more than 52 bits of physical address.
 pub const CR3_DEFINED: u64 = (1 << 52) - 1;
 
+/// CR4.PSE.
+pub const CR4_PSE: u64 = 1 << 4;
 /// CR4.PAE.
 pub const CR4_PAE: u64 = 1 << 5;
 /// CR4.LA57.
 pub const CR4_LA57: u64 = 1 << 12;
+/// CR4.SMEP.
+pub const CR4_SMEP: u64 = 1 << 20;
+/// CR4.SMAP.
+pub const CR4_SMAP: u64 = 1 << 21;
 /// CR4: VME to OSXMMEXCPT, UMIP, LA57, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE.
 pub const CR4_DEFINED: u64 = 0x0077_1fff;
 
@@ -51,6 +59,28 @@ pub const EFER_SVME: u64 = 1 << 12;
 /// EFER.FFXSR.
 pub const EFER_FFXSR: u64 = 1 << 14;
 
+/// RFLAGS.CF.
+pub const RFLAGS_CF: u64 = 1 << 0;
+/// RFLAGS.PF.
+pub const RFLAGS_PF: u64 = 1 << 2;
+/// RFLAGS.AF.
+pub const RFLAGS_AF: u64 = 1 << 4;
+/// RFLAGS.ZF.
+pub const RFLAGS_ZF: u64 = 1 << 6;
+/// RFLAGS.SF.
+pub const RFLAGS_SF: u64 = 1 << 7;
+/// RFLAGS.TF.
+pub const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.DF.
+pub const RFLAGS_DF: u64 = 1 << 10;
+/// RFLAGS.OF.
+pub const RFLAGS_OF: u64 = 1 << 11;
+/// RFLAGS.RF.
+pub const RFLAGS_RF: u64 = 1 << 16;
+/// RFLAGS.VM.
+pub const RFLAGS_VM: u64 = 1 << 17;
+/// RFLAGS.AC.
+pub const RFLAGS_AC: u64 = 1 << 18;
 /// RFLAGS bit 1.
 pub const RFLAGS_ALWAYS_ONE: u64 = 1 << 1;
 /// RFLAGS: all defined bits up to ID, except VM, which long mode does not have.
