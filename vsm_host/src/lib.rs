@@ -35,6 +35,7 @@ extern crate alloc;
 
 pub mod clock;
 pub mod cpuid;
+pub mod deadlines;
 pub mod guest_memory;
 pub mod hypercall;
 pub mod nested;

@@ -271,8 +271,9 @@ impl Machine {
             }
         }
         // The host's timers: comparators that send an NMI as a message, past VTL2's APIC.
+        // Registers of more than 24 would lie behind their block.
         line.option("-global", "hpet.msi=on");
-        line.option("-global", "hpet.timers=8");
+        line.option("-global", "hpet.timers=24");
 
         let (kernel, initrd) = match &self.payload {
             Payload::Host { host, image } => (host, image),

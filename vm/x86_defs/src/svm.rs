@@ -21,12 +21,17 @@ pub struct Intercepts3 {
     pub smi: bool,
     /// INIT.
     pub init: bool,
-    #[bits(14)]
+    /// Virtual interrupt: it could be taken.
+    pub vintr: bool,
+    #[bits(13)]
     _others: u16,
     /// CPUID.
     pub cpuid: bool,
-    #[bits(5)]
-    _rsm_iret: u8,
+    _rsm: bool,
+    /// IRET.
+    pub iret: bool,
+    #[bits(3)]
+    _int_invd_pause: u8,
     /// HLT.
     pub hlt: bool,
     /// INVLPG.
@@ -83,8 +88,12 @@ pub enum ExitCode {
     SMI = 0x62,
     /// INIT.
     INIT = 0x63,
+    /// A virtual interrupt could be taken.
+    VINTR = 0x64,
     /// CPUID.
     CPUID = 0x72,
+    /// IRET, not yet executed.
+    IRET = 0x74,
     /// INVLPGA.
     INVLPGA = 0x7a,
     /// An intercepted port.
@@ -115,13 +124,44 @@ pub enum ExitCode {
     INVALID = u64::MAX,
 }
 
+/// Virtual interrupts (offset 0x060).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq, FromZeros)]
+pub struct VirtualInterrupt {
+    /// CR8 of the guest, if the host's masking is in force.
+    #[bits(4)]
+    pub tpr: u8,
+    #[bits(4)]
+    _reserved1: u8,
+    /// An interrupt waits.
+    pub irq: bool,
+    #[bits(7)]
+    _gif: u8,
+    /// Its priority.
+    #[bits(4)]
+    pub priority: u8,
+    /// Which CR8 does not hold back.
+    pub ignore_tpr: bool,
+    #[bits(3)]
+    _reserved2: u8,
+    /// RFLAGS.IF and CR8 of the guest are for virtual interrupts only; physical ones follow
+    /// the host's.
+    pub masking: bool,
+    #[bits(7)]
+    _reserved3: u8,
+    /// Its vector.
+    pub vector: u8,
+    #[bits(24)]
+    _reserved4: u32,
+}
+
 /// Event that VMRUN injects.
 #[bitfield(u64)]
 #[derive(FromZeros)]
 pub struct EventInjection {
     /// Vector.
     pub vector: u8,
-    /// 3: exception.
+    /// 0: interrupt, 2: NMI, 3: exception.
     #[bits(3)]
     pub kind: u8,
     /// An error code is pushed.

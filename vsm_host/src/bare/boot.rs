@@ -5,7 +5,7 @@
 use super::console::log;
 use super::entry::MAPPED_LIMIT;
 use super::memory::Physical;
-use super::{clock, cpu, exit, heap, interrupts, lapic, memory, smp};
+use super::{clock, cpu, exit, heap, interrupts, lapic, memory, smp, timer};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use boot_events::{HOST_IMAGE_REFUSED_PREFIX, HOST_STARTED_SUFFIX};
@@ -157,11 +157,14 @@ fn partition(machine: &MachineInfo, plan: &LoadPlan<'_>) -> Partition {
         (DEBUG_EXIT_PORT..DEBUG_EXIT_PORT + DEBUG_EXIT_PORT_SIZE)
             .chain([DEBUG_CONSOLE_PORT, SMI_COMMAND_PORT]),
     );
+    let apic_ids: Vec<u32> = machine.vps.iter().map(|cpu| cpu.apic_id).collect();
+    let timers = timer::start(&apic_ids, frequencies.tsc_hz);
+    log!("{timers} HPET comparators for {} VPs", apic_ids.len());
     let (used, free) = heap::usage();
     log!("heap: {} KiB used, {} KiB free", used >> 10, free >> 10);
     // The partition lives as long as the machine, and so do its maps.
     Partition::new(Config {
-        apic_ids: machine.vps.iter().map(|cpu| cpu.apic_id).collect(),
+        apic_ids,
         spaces,
         frequencies,
         start_tsc: clock::start_tsc(),

@@ -29,10 +29,26 @@ static HPET_PERIOD_FS: AtomicU64 = AtomicU64::new(0);
 static FIRST_SAMPLE: Once<Sample> = Once::new();
 static FREQUENCIES: Once<Frequencies> = Once::new();
 
-fn hpet_read(register: u64) -> u64 {
+/// Reads a register of the HPET.
+pub(crate) fn hpet_read(register: u64) -> u64 {
     // SAFETY: the register lies in the HPET's page, which the machine has (checked in
     // `start`) and which is identity-mapped; reading has no side effect.
     unsafe { core::ptr::read_volatile((HPET_BASE + register) as *const u64) }
+}
+
+/// The main counter of the HPET.
+pub(crate) fn hpet_counter() -> u64 {
+    hpet_read(MAIN_COUNTER)
+}
+
+/// Femtoseconds per tick of the main counter.
+pub(crate) fn hpet_period_fs() -> u64 {
+    HPET_PERIOD_FS.load(Ordering::Relaxed)
+}
+
+/// Number of comparators.
+pub(crate) fn hpet_timers() -> u64 {
+    (hpet_read(CAPABILITIES) >> 8 & 0x1f) + 1
 }
 
 fn sample() -> Sample {
@@ -40,7 +56,7 @@ fn sample() -> Sample {
     for _ in 0..SAMPLE_TRIES {
         let before = tsc();
         let lapic = lapic::timer_elapsed();
-        let hpet = hpet_read(MAIN_COUNTER);
+        let hpet = hpet_counter();
         let after = tsc();
         let window = after.wrapping_sub(before);
         if best.is_none_or(|(shortest, _)| window < shortest) {
@@ -93,7 +109,7 @@ pub(crate) fn calibrate() -> Frequencies {
         let first = FIRST_SAMPLE.get().expect("the clock was started");
         let last = sample();
         lapic::timer_stop();
-        Frequencies::from_samples(first, &last, HPET_PERIOD_FS.load(Ordering::Relaxed))
+        Frequencies::from_samples(first, &last, hpet_period_fs())
     })
 }
 
@@ -105,8 +121,8 @@ pub(crate) fn since_start() -> Duration {
     match FREQUENCIES.get() {
         Some(frequencies) => frequencies.tsc_duration(tsc().saturating_sub(first.tsc)),
         None => {
-            let ticks = hpet_read(MAIN_COUNTER).wrapping_sub(first.hpet);
-            let fs = u128::from(ticks) * u128::from(HPET_PERIOD_FS.load(Ordering::Relaxed));
+            let ticks = hpet_counter().wrapping_sub(first.hpet);
+            let fs = u128::from(ticks) * u128::from(hpet_period_fs());
             Duration::from_nanos((fs / 1_000_000) as u64)
         }
     }

@@ -5,7 +5,7 @@
 use super::console::log;
 use super::interrupts::NmiSleeper;
 use super::memory::Physical;
-use super::{clock, console, exit, lapic};
+use super::{clock, console, exit, lapic, timer};
 use alloc::boxed::Box;
 use boot_events::HOST_ENTERS_VTL2;
 use core::arch::x86_64::__cpuid_count;
@@ -47,6 +47,14 @@ impl Processor for Physical {
     fn wake(&self, apic_id: u32) {
         // `boot` has refused machines with APIC ids that do not fit.
         lapic::send_nmi(apic_id as u8);
+    }
+
+    fn arm_timer(&self, vp: u32, at_tsc: Option<u64>) -> bool {
+        timer::arm(vp, at_tsc)
+    }
+
+    fn timer_fired(&self, vp: u32) {
+        timer::fired(vp);
     }
 
     fn write_device(&self, address: u64, value: u32) {

@@ -11,3 +11,4 @@ mod interrupts;
 mod lapic;
 mod memory;
 mod smp;
+mod timer;

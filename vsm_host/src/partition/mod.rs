@@ -43,8 +43,15 @@ pub trait Processor: RamAccess {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> cpuid::Registers;
     /// The time-stamp counter.
     fn tsc(&self) -> u64;
-    /// Sends the NMI that wakes a parked CPU; returns when the CPU has it.
+    /// Sends the NMI that makes a CPU leave its VTL, or its sleep; returns when the CPU has
+    /// it.
     fn wake(&self, apic_id: u32);
+    /// Sets the TSC at which an NMI interrupts the CPU of `vp`, which is the caller's, or
+    /// takes it back. True: that moment has passed, and no NMI will come.
+    fn arm_timer(&self, vp: u32, at_tsc: Option<u64>) -> bool;
+    /// To be called when an NMI has reached the CPU of `vp`, which is the caller's: if its
+    /// timer sent it, the timer goes on for other VPs.
+    fn timer_fired(&self, vp: u32);
     /// Writes a register of an interrupt controller.
     fn write_device(&self, address: u64, value: u32);
     /// Logs a line.

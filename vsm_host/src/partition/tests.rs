@@ -6,7 +6,8 @@ use hv_defs::msr::*;
 use igvm_loader::MemoryRange;
 use page_table::LeafSize;
 use proptest::prelude::*;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use x86_defs::svm::ExitCode;
 use x86_defs::{EFER_LME, EFER_SVME};
 
@@ -24,7 +25,12 @@ pub(crate) struct FakeProcessor {
     pub ram: FakeRam,
     /// Memory from the start of [`GUEST_RAM`].
     pub guest_ram: FakeRam,
+    pub tsc: Cell<u64>,
     pub woken: RefCell<Vec<u32>>,
+    /// Deadline of each VP that has set or taken back one.
+    pub timers: RefCell<BTreeMap<u32, Option<u64>>>,
+    /// VPs whose timers were said to have fired.
+    pub fired: RefCell<Vec<u32>>,
     pub written: RefCell<Vec<(u64, u32)>>,
     pub log: RefCell<Vec<String>>,
 }
@@ -78,11 +84,20 @@ impl Processor for FakeProcessor {
     }
 
     fn tsc(&self) -> u64 {
-        5_000
+        self.tsc.get()
     }
 
     fn wake(&self, apic_id: u32) {
         self.woken.borrow_mut().push(apic_id);
+    }
+
+    fn arm_timer(&self, vp: u32, at_tsc: Option<u64>) -> bool {
+        self.timers.borrow_mut().insert(vp, at_tsc);
+        at_tsc.is_some_and(|at| at <= self.tsc())
+    }
+
+    fn timer_fired(&self, vp: u32) {
+        self.fired.borrow_mut().push(vp);
     }
 
     fn write_device(&self, address: u64, value: u32) {
@@ -123,7 +138,10 @@ pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
     let processor = FakeProcessor {
         ram: FakeRam::new(RAM as usize),
         guest_ram: FakeRam::new(GUEST_HELD as usize),
+        tsc: Cell::new(5_000),
         woken: RefCell::default(),
+        timers: RefCell::default(),
+        fired: RefCell::default(),
         written: RefCell::default(),
         log: RefCell::default(),
     };

@@ -53,7 +53,7 @@ fn the_whole_command_line_of_the_stack() {
   -accel tcg,thread=multi \
   -cpu max \
   -global hpet.msi=on \
-  -global hpet.timers=8 \
+  -global hpet.timers=24 \
   -kernel host.elf \
   -initrd image.igvm \
   -append 'vtl2_memory=128M -- OPENHCL_EXIT_AFTER_BOOT=1' \
