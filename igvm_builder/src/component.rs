@@ -19,6 +19,8 @@ pub enum Component {
     Shim,
     /// The initial RAM disk.
     Initrd,
+    /// The guest's files; for who runs the image, the end of the initrd.
+    Guest,
     /// The global descriptor table that the shim starts with.
     Gdt,
     /// `ShimParamsRaw`.
@@ -61,6 +63,7 @@ impl Component {
             Self::Sidecar => "sidecar",
             Self::Shim => "shim",
             Self::Initrd => "initrd",
+            Self::Guest => "guest",
             Self::Gdt => "gdt",
             Self::ShimParams => "shim-params",
             Self::CommandLine => "command-line",

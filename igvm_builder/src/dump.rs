@@ -1,6 +1,7 @@
 //! A file as a description: the same facts as text for a person and as JSON for a program.
 
 use crate::component::{Component, GpaRange, human_size};
+use crate::guest::GuestFile;
 use crate::registers::{RegisterText, texts};
 use crate::view::Image;
 use igvm::{IgvmDirectiveHeader, IgvmInitializationHeader, IgvmPlatformHeader};
@@ -32,6 +33,8 @@ pub struct Description {
     pub vp_contexts: Vec<VpContext>,
     /// The measured command line.
     pub command_line: Option<CommandLine>,
+    /// The files of the guest that the image carries.
+    pub guest: Vec<GuestFile>,
     /// What the boot shim is told, offsets relative to its image base.
     pub shim_params: Option<NamedFields>,
     /// The parts by address.
@@ -175,6 +178,7 @@ pub fn describe(image: &Image) -> Description {
             policy: policy_name(policy),
             text,
         }),
+        guest: image.guest.clone(),
         shim_params: image.shim.map(|(_, params)| shim_params(&params)),
         components: image
             .components
@@ -463,6 +467,10 @@ impl fmt::Display for Description {
         }
         if let Some(line) = &self.command_line {
             writeln!(f, "command line {:?}, policy {}", line.text, line.policy)?;
+        }
+        for (index, file) in self.guest.iter().enumerate() {
+            let heading = if index == 0 { "\nguest's files\n" } else { "" };
+            writeln!(f, "{heading}  {file}")?;
         }
         for group in self.initialization.iter().chain(&self.shim_params) {
             writeln!(f, "\n{}", group.name)?;

@@ -2,6 +2,7 @@
 
 use crate::component::{Component, GpaRange};
 use crate::elf::{ElfError, Program, Role};
+use crate::guest::{self, GuestError, GuestFiles};
 use crate::layout::{Demand, Layout, OutOfSpace, VTL0_CONFIG};
 use crate::manifest::{MEMORY_ALIGNMENT, Manifest};
 use crate::registers;
@@ -21,6 +22,7 @@ use loader_defs::paravisor::{
 };
 use loader_defs::shim::{ShimParamsRaw, SupportedIsolationType};
 use page_table::{Attributes, Config, LeafSize, PageTable, Region, build_identity_map};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use thiserror::Error;
 use x86_defs::long_mode::GDT;
@@ -53,6 +55,23 @@ pub enum BuildError {
     Sidecar {
         /// What the manifest says.
         wanted: bool,
+    },
+    /// A guest is given that the manifest does not have, or the other way round.
+    #[error("the manifest's guest has {wanted}, but what is given has {given}")]
+    GuestParts {
+        /// What the manifest says.
+        wanted: &'static str,
+        /// What is there.
+        given: &'static str,
+    },
+    /// The guest cannot be carried.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// With its guest, the image would ask for more memory than the format can say.
+    #[error("VTL2 memory of {size} bytes with the guest's files, expected less than 4 GiB")]
+    GuestTooLarge {
+        /// What would be needed.
+        size: u64,
     },
     /// The initrd has no bytes.
     #[error("initrd: the file is empty, expected a cpio archive")]
@@ -97,6 +116,8 @@ pub struct Resources<'a> {
     pub initrd: &'a [u8],
     /// The sidecar.
     pub sidecar: Option<&'a [u8]>,
+    /// The guest.
+    pub guest: Option<GuestFiles<'a>>,
 }
 
 /// An image that has been built.
@@ -120,8 +141,12 @@ pub fn build(manifest: &Manifest, resources: &Resources<'_>) -> Result<BuiltImag
     if resources.initrd.is_empty() {
         return Err(BuildError::EmptyInitrd);
     }
+    let WithGuest {
+        initrd,
+        memory_size,
+    } = WithGuest::new(manifest, resources)?;
     let program = |resource, file, role| {
-        Program::parse(file, role, manifest.memory_size)
+        Program::parse(file, role, memory_size)
             .map_err(|error| BuildError::Program { resource, error })
     };
     let kernel = program(Component::Kernel, resources.kernel, Role::Kernel)?;
@@ -132,12 +157,12 @@ pub fn build(manifest: &Manifest, resources: &Resources<'_>) -> Result<BuiltImag
         .transpose()?;
 
     let layout = Layout::new(&Demand {
-        memory: GpaRange::with_size(manifest.memory_base, manifest.memory_size),
+        memory: GpaRange::with_size(manifest.memory_base, memory_size),
         kernel_size: kernel.memory_size,
         sidecar_size: sidecar.as_ref().map_or(0, |s| s.memory_size),
         shim_size: shim.memory_size,
         shim_alignment: shim.alignment,
-        initrd_size: resources.initrd.len() as u64,
+        initrd_size: initrd.len() as u64,
     })?;
 
     let mut pages = Pages::default();
@@ -146,13 +171,13 @@ pub fn build(manifest: &Manifest, resources: &Resources<'_>) -> Result<BuiltImag
     if let (Some(sidecar), Some(range)) = (&sidecar, layout.sidecar) {
         pages.add_program(Component::Sidecar, range, sidecar)?;
     }
-    pages.add(Component::Initrd, layout.initrd.start, resources.initrd)?;
+    pages.add(Component::Initrd, layout.initrd.start, &initrd)?;
     pages.add(Component::Gdt, layout.gdt.start, GDT.as_bytes())?;
     let params = shim_params(
         &layout,
         kernel.entry,
         sidecar.as_ref().map(|s| s.entry),
-        resources.initrd,
+        &initrd,
     );
     pages.add(
         Component::ShimParams,
@@ -193,7 +218,7 @@ pub fn build(manifest: &Manifest, resources: &Resources<'_>) -> Result<BuiltImag
     let mut directives = vec![IgvmDirectiveHeader::RequiredMemory {
         gpa: layout.memory.start,
         compatibility_mask: COMPATIBILITY_MASK,
-        number_of_bytes: manifest.memory_size as u32,
+        number_of_bytes: memory_size as u32,
         vtl2_protectable: true,
     }];
     for (index, (_, range, kind)) in (0..).zip(&parameters) {
@@ -245,6 +270,47 @@ pub fn build(manifest: &Manifest, resources: &Resources<'_>) -> Result<BuiltImag
         file,
         layout,
     })
+}
+
+/// What the guest changes.
+struct WithGuest<'a> {
+    /// The initrd with the guest's files.
+    initrd: Cow<'a, [u8]>,
+    /// VTL2's memory.
+    memory_size: u64,
+}
+
+impl<'a> WithGuest<'a> {
+    fn new(manifest: &Manifest, resources: &Resources<'a>) -> Result<Self, BuildError> {
+        let parts = |initrd: Option<bool>| match initrd {
+            None => "no kernel",
+            Some(false) => "a kernel and no initrd",
+            Some(true) => "a kernel and an initrd",
+        };
+        let wanted = parts(manifest.guest.as_ref().map(|guest| guest.initrd));
+        let given = parts(resources.guest.map(|guest| guest.initrd.is_some()));
+        if wanted != given {
+            return Err(BuildError::GuestParts { wanted, given });
+        }
+        let (Some(guest), Some(files)) = (&manifest.guest, &resources.guest) else {
+            return Ok(Self {
+                initrd: resources.initrd.into(),
+                memory_size: manifest.memory_size,
+            });
+        };
+        let segment = guest::segment(files, &guest.command_line)?;
+        let more = guest::additional_memory(segment.len(), MEMORY_ALIGNMENT);
+        let size = manifest.memory_size.saturating_add(more);
+        if size > u64::from(u32::MAX) {
+            return Err(BuildError::GuestTooLarge { size });
+        }
+        let mut initrd = resources.initrd.to_vec();
+        initramfs::append_segment(&mut initrd, &segment);
+        Ok(Self {
+            initrd: initrd.into(),
+            memory_size: size,
+        })
+    }
 }
 
 /// Makes the directive that tells the host what to deposit in a parameter area.

@@ -17,11 +17,12 @@
 //!
 //! What it refuses: to interpret what it packs. The kernel and the boot shim are ELF
 //! files of which only the loadable segments and the entry count; no relocation is
-//! applied (the shim relocates itself). Isolated platforms (SNP, TDX, VBS) and payloads
-//! for VTL0 are refused by name until they exist.
+//! applied (the shim relocates itself). A guest's kernel is packed only if `vm_loader` could load
+//! it. Isolated platforms (SNP, TDX, VBS) are refused by name until they exist.
 //!
 //! The modules, in the order of the work: [`manifest`] says what is wanted, [`elf`] reads
-//! kernel and shim, [`layout`] decides the places, [`registers`] the start of the first
+//! kernel and shim, [`layout`] decides the places, [`guest`] packs what the
+//! image carries for VTL0, [`registers`] the start of the first
 //! processor, [`image`] writes the file. Then the other direction: [`view`] reads any
 //! file and recognises the parts, [`dump`], [`map`], [`diff`] and [`measure`] tell about
 //! it, and [`placement`] asks the host's loader what it would do with it.
@@ -34,6 +35,7 @@ pub mod diff;
 pub mod dump;
 pub mod elf;
 pub mod error;
+pub mod guest;
 pub mod image;
 pub mod layout;
 pub mod manifest;
@@ -44,6 +46,7 @@ pub mod registers;
 pub mod view;
 
 pub use error::Error;
+pub use guest::GuestFiles;
 pub use image::BuiltImage;
 pub use image::Resources;
 pub use image::build;

@@ -11,7 +11,7 @@ use igvm_builder::dump::{describe, hex};
 use igvm_builder::error::{read_file, read_image, write_file};
 use igvm_builder::measure::measure;
 use igvm_builder::placement::{Machine, parse_size, place};
-use igvm_builder::{Error, Manifest, Resources, build, map};
+use igvm_builder::{Error, GuestFiles, Manifest, Resources, build, map};
 use igvm_loader::Options;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -87,6 +87,12 @@ struct BuildArgs {
     /// The sidecar kernel as ELF, if the manifest names one
     #[arg(long, value_name = "FILE")]
     sidecar: Option<PathBuf>,
+    /// The guest's Linux (vmlinux or bzImage), if the manifest names one
+    #[arg(long, value_name = "FILE")]
+    vtl0_kernel: Option<PathBuf>,
+    /// The guest's initial RAM disk, if the manifest names one
+    #[arg(long, value_name = "FILE", requires = "vtl0_kernel")]
+    vtl0_initrd: Option<PathBuf>,
     /// Where to write the image
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -170,6 +176,8 @@ fn run_build(args: &BuildArgs) -> Result<ExitCode, Error> {
     let shim = read_file(&args.shim)?;
     let initrd = read_file(&args.initrd)?;
     let sidecar = args.sidecar.as_deref().map(read_file).transpose()?;
+    let vtl0_kernel = args.vtl0_kernel.as_deref().map(read_file).transpose()?;
+    let vtl0_initrd = args.vtl0_initrd.as_deref().map(read_file).transpose()?;
     let image = build(
         &manifest,
         &Resources {
@@ -177,19 +185,24 @@ fn run_build(args: &BuildArgs) -> Result<ExitCode, Error> {
             shim: &shim,
             initrd: &initrd,
             sidecar: sidecar.as_deref(),
+            guest: vtl0_kernel.as_deref().map(|kernel| GuestFiles {
+                kernel,
+                initrd: vtl0_initrd.as_deref(),
+            }),
         },
     )?;
     write_file(&args.out, &image.bytes)?;
 
     let sha256 = hex(&Sha256::digest(&image.bytes));
     let used = image.layout.used().size();
+    let memory = image.layout.memory.size();
     if args.json {
         let result = json!({
             "file": args.out,
             "file_bytes": image.bytes.len(),
             "sha256": sha256,
             "svn": manifest.svn,
-            "memory_bytes": manifest.memory_size,
+            "memory_bytes": memory,
             "used_bytes": used,
         });
         print(&format!("{result:#}\n"));
@@ -200,7 +213,7 @@ fn run_build(args: &BuildArgs) -> Result<ExitCode, Error> {
             human_size(image.bytes.len() as u64),
             image.bytes.len(),
             human_size(used),
-            human_size(manifest.memory_size),
+            human_size(memory),
         ));
     }
     Ok(ExitCode::SUCCESS)

@@ -60,16 +60,24 @@ pub enum ResourceName {
     Initrd,
     /// The sidecar kernel as ELF.
     Sidecar,
+    /// The guest's Linux, `vmlinux` or `bzImage`.
+    #[serde(rename = "vtl0_kernel")]
+    Vtl0Kernel,
+    /// The guest's initial RAM disk.
+    #[serde(rename = "vtl0_initrd")]
+    Vtl0Initrd,
 }
 
 impl ResourceName {
-    /// The name, which is also that of the command-line option.
+    /// The name, which with hyphens is also that of the command-line option.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
             Self::Shim => "shim",
             Self::Initrd => "initrd",
             Self::Sidecar => "sidecar",
+            Self::Vtl0Kernel => "vtl0_kernel",
+            Self::Vtl0Initrd => "vtl0_initrd",
         }
     }
 }
@@ -84,7 +92,7 @@ pub struct Manifest {
     pub memory_base: u64,
     /// The host may load it elsewhere.
     pub relocatable: bool,
-    /// Bytes of VTL2 memory that the image asks for.
+    /// Bytes of VTL2 memory that the image asks for; a large guest in it adds to them.
     pub memory_size: u64,
     /// Measured command line.
     pub command_line: String,
@@ -92,6 +100,17 @@ pub struct Manifest {
     pub command_line_policy: CommandLinePolicy,
     /// The sidecar kernel is part of the image.
     pub sidecar: bool,
+    /// The guest that the image carries.
+    pub guest: Option<Guest>,
+}
+
+/// A guest in an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// It has an initrd.
+    pub initrd: bool,
+    /// Its command line.
+    pub command_line: String,
 }
 
 #[derive(Deserialize)]
@@ -145,13 +164,15 @@ enum RawPolicy {
 #[serde(deny_unknown_fields)]
 struct RawVtl0 {
     image: Vtl0Image,
+    command_line: Option<String>,
 }
 
 /// What the image can carry for VTL0.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Vtl0Image {
     None,
+    Linux,
 }
 
 impl Manifest {
@@ -195,9 +216,7 @@ impl Manifest {
             resources,
             memory: raw_memory,
             command_line,
-            vtl0: RawVtl0 {
-                image: Vtl0Image::None,
-            },
+            vtl0,
         } = raw;
 
         let memory_size = memory("memory.size", &raw_memory.size)?;
@@ -227,18 +246,29 @@ impl Manifest {
                 format!("at most {COMMAND_LINE_CAPACITY} bytes without NUL"),
             ));
         }
-        let mut sorted = resources.clone();
-        sorted.sort();
-        let names: Vec<_> = sorted.iter().map(|r| r.name()).collect();
-        let sidecar = match names.as_slice() {
-            ["kernel", "shim", "initrd"] => false,
-            ["kernel", "shim", "initrd", "sidecar"] => true,
-            _ => {
+        let parts = Parts::of(&resources, vtl0.image).map_err(|expected| {
+            let names: Vec<_> = resources.iter().map(|r| r.name()).collect();
+            refuse("resources", format!("{names:?}"), expected)
+        })?;
+        let guest = match (vtl0.image, vtl0.command_line) {
+            (Vtl0Image::None, None) => None,
+            (Vtl0Image::None, Some(text)) => {
                 return Err(refuse(
-                    "resources",
-                    format!("{names:?}"),
-                    "\"kernel\", \"shim\", \"initrd\" and optionally \"sidecar\", once each".into(),
+                    "vtl0.command_line",
+                    format!("{text:?}"),
+                    "none, as vtl0.image is \"none\"".into(),
                 ));
+            }
+            (Vtl0Image::Linux, text) => {
+                let command_line = text.unwrap_or_default();
+                if !is_one_line(&command_line) {
+                    let value = format!("{command_line:?}");
+                    return Err(refuse("vtl0.command_line", value, ONE_LINE.into()));
+                }
+                Some(Guest {
+                    initrd: parts.vtl0_initrd,
+                    command_line,
+                })
             }
         };
 
@@ -252,7 +282,77 @@ impl Manifest {
                 RawPolicy::Static => CommandLinePolicy::STATIC,
                 RawPolicy::AppendChosen => CommandLinePolicy::APPEND_CHOSEN,
             },
-            sidecar,
+            sidecar: parts.sidecar,
+            guest,
+        })
+    }
+
+    /// The same with another guest, for callers whose user chooses it. Only an image that
+    /// carries a guest can have another one.
+    pub fn with_guest(self, guest: Guest) -> Result<Self, ManifestError> {
+        let refuse = |field, value: &str, expected: &str| ManifestError::Value {
+            path: PathBuf::new(),
+            field,
+            value: format!("{value:?}"),
+            expected: expected.into(),
+        };
+        if self.guest.is_none() {
+            return Err(refuse("vtl0.image", "none", "\"linux\", to carry a guest"));
+        }
+        if !is_one_line(&guest.command_line) {
+            return Err(refuse("vtl0.command_line", &guest.command_line, ONE_LINE));
+        }
+        Ok(Self {
+            guest: Some(guest),
+            ..self
+        })
+    }
+}
+
+/// What a command line may be.
+const ONE_LINE: &str = "one line of text, without control characters";
+
+fn is_one_line(text: &str) -> bool {
+    !text.contains(char::is_control)
+}
+
+/// The parts that not every image has.
+struct Parts {
+    sidecar: bool,
+    vtl0_initrd: bool,
+}
+
+impl Parts {
+    /// Reads the list of resources; the error says what was expected.
+    fn of(resources: &[ResourceName], image: Vtl0Image) -> Result<Self, String> {
+        use ResourceName as R;
+        let needed: &[R] = match image {
+            Vtl0Image::None => &[R::Kernel, R::Shim, R::Initrd],
+            Vtl0Image::Linux => &[R::Kernel, R::Shim, R::Initrd, R::Vtl0Kernel],
+        };
+        let optional: &[R] = match image {
+            Vtl0Image::None => &[R::Sidecar],
+            Vtl0Image::Linux => &[R::Sidecar, R::Vtl0Initrd],
+        };
+        let count = |name| resources.iter().filter(|r| **r == name).count();
+        let known = |name: &R| needed.contains(name) || optional.contains(name);
+        let right = needed.iter().all(|name| count(*name) == 1)
+            && optional.iter().all(|name| count(*name) <= 1)
+            && resources.iter().all(known);
+        if !right {
+            let list = |names: &[R]| {
+                let names: Vec<_> = names.iter().map(|r| format!("{:?}", r.name())).collect();
+                names.join(", ")
+            };
+            return Err(format!(
+                "{} and optionally {}, once each",
+                list(needed),
+                list(optional)
+            ));
+        }
+        Ok(Self {
+            sidecar: count(R::Sidecar) == 1,
+            vtl0_initrd: count(R::Vtl0Initrd) == 1,
         })
     }
 }

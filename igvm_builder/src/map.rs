@@ -82,7 +82,7 @@ impl Class {
     const fn of(component: Component) -> Self {
         match component {
             Component::Kernel | Component::Sidecar | Component::Shim => Self::Code,
-            Component::Initrd | Component::Unknown => Self::Data,
+            Component::Initrd | Component::Guest | Component::Unknown => Self::Data,
             Component::Gdt | Component::PageTables | Component::ShimParams => Self::Boot,
             Component::CommandLine
             | Component::ImportedRegions
@@ -113,7 +113,7 @@ impl Class {
     const fn label(self) -> &'static str {
         match self {
             Self::Code => "programs",
-            Self::Data => "initrd",
+            Self::Data => "initrd, guest",
             Self::Boot => "start-up structures",
             Self::Config => "measured configuration",
             Self::Host => "filled by the host",

@@ -10,6 +10,7 @@
 
 use crate::check::{CheckError, check};
 use crate::component::{Component, GpaRange};
+use crate::guest::{self, GuestFile};
 use crate::layout::{Layout, VTL0_CONFIG};
 use igvm::hv_defs::Vtl;
 use igvm::registers::X86Register;
@@ -77,6 +78,8 @@ pub struct Image {
     pub components: Vec<(Component, GpaRange)>,
     /// The shim's image base and parameters, if recognised.
     pub shim: Option<(u64, ShimParamsRaw)>,
+    /// The guest's files, if the image carries a guest.
+    pub guest: Vec<GuestFile>,
     /// The first register list.
     pub registers: Option<(Vtl, Vec<X86Register>)>,
     /// Memory that the host fills.
@@ -137,12 +140,14 @@ impl Image {
             sha256: Sha256::digest(bytes).into(),
             components: Vec::new(),
             shim: None,
+            guest: Vec::new(),
             registers,
             parameters,
             pages,
         };
         image.shim = image.find_shim();
         image.components = image.recognise().unwrap_or_else(|| image.unrecognised());
+        image.tell_guest_from_initrd();
         Ok(image)
     }
 
@@ -347,6 +352,35 @@ impl Image {
         parts.retain(|(_, range)| range.size() > 0);
         parts.sort_by_key(|(_, range)| *range);
         Some(parts)
+    }
+
+    /// Makes the guest's files a part of their own.
+    fn tell_guest_from_initrd(&mut self) {
+        let Some(initrd) = self.place(Component::Initrd) else {
+            return;
+        };
+        // No larger than the file: zero pages take no room in it, but a segment of a few
+        // zeros is none.
+        let mut bytes = Vec::new();
+        for (gpa, page) in self.pages_in(initrd) {
+            let offset = (gpa - initrd.start) as usize;
+            if offset > bytes.len() + self.file_bytes {
+                break;
+            }
+            bytes.resize(offset, 0);
+            bytes.extend_from_slice(page.data);
+        }
+        let Some((guest, files)) = guest::find(&bytes, initrd) else {
+            return;
+        };
+        self.guest = files;
+        for part in &mut self.components {
+            if part.0 == Component::Initrd {
+                part.1.end = guest.start;
+            }
+        }
+        self.components.push((Component::Guest, guest));
+        self.components.sort_by_key(|(_, range)| *range);
     }
 
     /// What the shim finds in RSI: how far its parameters are behind its image base.

@@ -50,6 +50,7 @@ impl Image {
                 shim: &read(&artifacts.openhcl_boot),
                 initrd: &read(&artifacts.initrd),
                 sidecar: None,
+                guest: None,
             },
         );
         match image {

@@ -160,6 +160,7 @@ fn pack(
             shim: &read(&programs.openhcl_boot)?,
             initrd: &initrd,
             sidecar: None,
+            guest: None,
         },
     )?;
     // Tests and machines read these while a later run may build anew: each file is

@@ -6,7 +6,7 @@
 //! of the kernel's decompressors, and under emulation every instruction of it counts.
 
 use anyhow::{Context, ensure};
-use std::io::Write;
+use initramfs::Archive;
 use std::path::{Path, PathBuf};
 
 /// Where the multi-call binary lies in the initrd.
@@ -38,12 +38,6 @@ const DIRECTORIES: [&str; 8] = [
     "tmp",
 ];
 
-/// Magic number of LZ4's legacy frame.
-const LZ4_LEGACY_MAGIC: u32 = 0x184c_2102;
-
-/// Uncompressed bytes in a block of the legacy frame.
-const LZ4_LEGACY_BLOCK: usize = 8 << 20;
-
 /// What goes into an initrd.
 #[derive(Debug, Clone)]
 pub(crate) struct Contents {
@@ -59,7 +53,7 @@ pub(crate) struct Contents {
 
 /// Builds the initrd, compressed.
 pub(crate) fn build(contents: &Contents) -> anyhow::Result<Vec<u8>> {
-    Ok(compress(&archive(contents)?))
+    Ok(initramfs::compress(&archive(contents)?))
 }
 
 /// The cpio archive itself.
@@ -69,9 +63,9 @@ fn archive(contents: &Contents) -> anyhow::Result<Vec<u8>> {
         archive.directory(directory)?;
     }
     // The kernel opens it for PID 1 before devtmpfs can be mounted.
-    archive.character_device("dev/console", 0o600, 5, 1)?;
-    archive.character_device("dev/null", 0o666, 1, 3)?;
-    archive.character_device("dev/kmsg", 0o600, 1, 11)?;
+    archive.character_device("dev/console", 0o600, (5, 1))?;
+    archive.character_device("dev/null", 0o666, (1, 3))?;
+    archive.character_device("dev/kmsg", 0o600, (1, 11))?;
 
     archive.program(BINARY_PATH, &read(&contents.binary)?)?;
     for name in PERSONAS {
@@ -92,7 +86,7 @@ fn archive(contents: &Contents) -> anyhow::Result<Vec<u8>> {
         let name = file_name(program)?;
         archive.program(&format!("bin/{name}"), &read(program)?)?;
     }
-    archive.finish()
+    Ok(archive.finish()?)
 }
 
 fn file_name(path: &Path) -> anyhow::Result<&str> {
@@ -105,80 +99,6 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     ensure!(!bytes.is_empty(), "{} is empty", path.display());
     Ok(bytes)
-}
-
-/// A cpio archive under construction: inode numbers count up, times are zero.
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    next_inode: u32,
-}
-
-impl Archive {
-    fn directory(&mut self, name: &str) -> anyhow::Result<()> {
-        self.entry(self.header(name, 0o040_755), &[])
-    }
-
-    fn file(&mut self, name: &str, data: &[u8]) -> anyhow::Result<()> {
-        self.entry(self.header(name, 0o100_644), data)
-    }
-
-    fn program(&mut self, name: &str, data: &[u8]) -> anyhow::Result<()> {
-        self.entry(self.header(name, 0o100_755), data)
-    }
-
-    fn symlink(&mut self, name: &str, target: &str) -> anyhow::Result<()> {
-        self.entry(self.header(name, 0o120_777), target.as_bytes())
-    }
-
-    fn character_device(
-        &mut self,
-        name: &str,
-        mode: u32,
-        major: u32,
-        minor: u32,
-    ) -> anyhow::Result<()> {
-        let header = self
-            .header(name, 0o020_000 | mode)
-            .rdev_major(major)
-            .rdev_minor(minor);
-        self.entry(header, &[])
-    }
-
-    fn header(&self, name: &str, mode: u32) -> cpio::newc::Builder {
-        cpio::newc::Builder::new(name)
-            .ino(self.next_inode + 1)
-            .mode(mode)
-            .nlink(1)
-            .mtime(0)
-    }
-
-    fn entry(&mut self, header: cpio::newc::Builder, data: &[u8]) -> anyhow::Result<()> {
-        self.next_inode += 1;
-        let size = u32::try_from(data.len()).context("a file of the initrd exceeds 4 GiB")?;
-        let mut writer = header.write(&mut self.bytes, size);
-        writer.write_all(data)?;
-        writer.finish()?;
-        Ok(())
-    }
-
-    fn finish(mut self) -> anyhow::Result<Vec<u8>> {
-        cpio::newc::trailer(&mut self.bytes)?;
-        Ok(self.bytes)
-    }
-}
-
-/// Puts `data` into LZ4's legacy frame: a magic number, then blocks with their
-/// compressed sizes.
-fn compress(data: &[u8]) -> Vec<u8> {
-    let mut out = LZ4_LEGACY_MAGIC.to_le_bytes().to_vec();
-    for block in data.chunks(LZ4_LEGACY_BLOCK) {
-        let compressed = lz4_flex::block::compress(block);
-        // A block of 8 MiB cannot grow beyond 32 bits.
-        out.extend((compressed.len() as u32).to_le_bytes());
-        out.extend(compressed);
-    }
-    out
 }
 
 #[cfg(test)]
@@ -200,45 +120,9 @@ mod tests {
     }
 
     fn names(archive: &[u8]) -> Vec<String> {
-        let mut names = Vec::new();
-        let mut rest = archive;
-        loop {
-            let reader = cpio::newc::Reader::new(rest).unwrap();
-            if reader.entry().is_trailer() {
-                return names;
-            }
-            names.push(reader.entry().name().to_owned());
-            rest = reader.finish().unwrap();
-        }
-    }
-
-    fn decompress(frame: &[u8]) -> Vec<u8> {
-        let (magic, mut rest) = frame.split_at(4);
-        assert_eq!(magic, LZ4_LEGACY_MAGIC.to_le_bytes());
-        let mut out = Vec::new();
-        while !rest.is_empty() {
-            let (size, blocks) = rest.split_at(4);
-            let size = u32::from_le_bytes(size.try_into().unwrap()) as usize;
-            out.extend(lz4_flex::block::decompress(&blocks[..size], LZ4_LEGACY_BLOCK).unwrap());
-            rest = &blocks[size..];
-        }
-        out
-    }
-
-    #[test]
-    fn archive_survives_compression() {
-        let directory = tempfile::tempdir().unwrap();
-        let contents = contents(directory.path(), true);
-        let plain = archive(&contents).unwrap();
-        assert_eq!(decompress(&build(&contents).unwrap()), plain);
-    }
-
-    #[test]
-    fn data_larger_than_a_block_survives_compression() {
-        let data: Vec<u8> = (0..LZ4_LEGACY_BLOCK + 12345)
-            .map(|i| (i / 7) as u8)
-            .collect();
-        assert_eq!(decompress(&compress(&data)), data);
+        initramfs::entries(archive)
+            .map(|entry| String::from_utf8(entry.unwrap().name.to_vec()).unwrap())
+            .collect()
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod build;
 mod cli;
 mod compare;
 mod elf;
+mod guest;
 mod hostile;
 mod manifest;
 mod synthetic;

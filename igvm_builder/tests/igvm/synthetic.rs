@@ -1,7 +1,7 @@
 //! Small programs, made by hand, and images of them.
 
 use igvm_builder::view::Image;
-use igvm_builder::{BuiltImage, Manifest, Resources, build};
+use igvm_builder::{BuiltImage, GuestFiles, Manifest, Resources, build};
 use std::path::Path;
 
 /// `ET_EXEC`.
@@ -101,6 +101,8 @@ pub(crate) struct Parts {
     pub(crate) shim: Vec<u8>,
     pub(crate) initrd: Vec<u8>,
     pub(crate) sidecar: Option<Vec<u8>>,
+    /// Kernel and initrd of the guest.
+    pub(crate) guest: Option<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 impl Parts {
@@ -120,7 +122,19 @@ impl Parts {
             ),
             initrd: pattern(0x2345, 11),
             sidecar: None,
+            guest: None,
         }
+    }
+
+    /// With a guest that has an initrd.
+    pub(crate) fn with_guest(mut self, command_line: &str) -> Self {
+        let vtl0 = format!("image = \"linux\"\ncommand_line = \"{command_line}\"");
+        self.manifest = self.manifest.replace("image = \"none\"", &vtl0).replace(
+            "\"initrd\"]",
+            "\"initrd\", \"vtl0_kernel\", \"vtl0_initrd\"]",
+        );
+        self.guest = Some((self.kernel.clone(), Some(pattern(0x3456, 15))));
+        self
     }
 
     pub(crate) fn with_sidecar(mut self) -> Self {
@@ -143,6 +157,10 @@ impl Parts {
             shim: &self.shim,
             initrd: &self.initrd,
             sidecar: self.sidecar.as_deref(),
+            guest: self.guest.as_ref().map(|(kernel, initrd)| GuestFiles {
+                kernel,
+                initrd: initrd.as_deref(),
+            }),
         };
         Ok(build(&manifest, &resources)?)
     }

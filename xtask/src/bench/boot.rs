@@ -305,6 +305,7 @@ impl Bench {
             shim: &shim,
             initrd: &initrd,
             sidecar: None,
+            guest: None,
         };
         let mut times = Vec::new();
         for _ in 0..rounds {
