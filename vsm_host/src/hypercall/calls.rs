@@ -1,6 +1,6 @@
 //! The calls themselves. Their input has been copied and has the size of their form.
 
-use super::registers;
+use super::{registers, translate};
 use crate::guest_memory::GuestMemory;
 use crate::log_text;
 use crate::nested::{Access, ProtectError};
@@ -11,10 +11,11 @@ use hv_defs::hypercall::{
     EnableVpVtl, EnterSleepState, GetVpIndexFromApicId, HV_SLEEP_STATE_S5, HvInputVtl, HvStatus,
     HypercallCode, ModifyVtlProtectionMask,
 };
+use hv_defs::intercept::InstallIntercept;
 use hv_defs::{HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF};
 use igvm_loader::StartContext;
 use vsm_host_defs::ExitReason;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Who makes a call.
 pub(super) struct Caller<'a, P> {
@@ -90,13 +91,25 @@ pub(super) fn parse<T: FromBytes>(bytes: &[u8]) -> Result<T, HvStatus> {
         .map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
 }
 
-/// A call without repetitions.
+/// A call without repetitions; it fills `output`.
 pub(super) fn simple<P: Processor>(
     caller: &mut Caller<'_, P>,
     code: HypercallCode,
     input: &[u8],
+    output: &mut [u8],
 ) -> Result<(), HvStatus> {
     match code {
+        HypercallCode::INSTALL_INTERCEPT => {
+            let input = parse::<InstallIntercept>(input)?;
+            check_partition(input.partition_id)?;
+            caller.partition.intercepts().install(&input)
+        }
+        HypercallCode::TRANSLATE_VIRTUAL_ADDRESS => {
+            let result = translate::translate(caller, &parse(input)?)?;
+            result
+                .write_to(output)
+                .map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
+        }
         HypercallCode::ENABLE_VP_VTL => {
             let input = parse::<EnableVpVtl>(input)?;
             let (vp, vtl, _) = vp_and_context(caller, &input)?;

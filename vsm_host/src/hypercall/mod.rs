@@ -7,17 +7,22 @@
 mod calls;
 mod private;
 mod registers;
+mod translate;
 
 use crate::partition::counters::Refused;
 use crate::partition::{Partition, Processor, Vp, gpr};
 use crate::svm::vmcb::{self, Exception};
+use crate::vtl::Vtl;
 use calls::Caller;
 use hv_defs::HV_PAGE_SIZE;
 use hv_defs::hypercall::{
     EnableVpVtl, EnterSleepState, GetSetVpRegisters, GetVpIndexFromApicId, HvStatus,
     HypercallCode as Code, HypercallControl, HypercallResult, ModifyVtlProtectionMask,
+    TranslateVirtualAddress, TranslateVirtualAddressOutput,
 };
+use hv_defs::intercept::InstallIntercept;
 use hv_defs::registers::HvRegisterAssoc;
+use hv_defs::synic::{PostMessage, SignalEvent};
 pub(crate) use registers::check_vsm_config;
 use vsm_host_defs::ExitReason;
 
@@ -58,55 +63,72 @@ struct Form {
     code: Code,
     /// Bytes of fixed input.
     header: usize,
+    /// Bytes of output of a simple call.
+    output: usize,
     /// Bytes of input and output per repetition; `None`: a simple call.
     repetition: Option<(usize, usize)>,
     /// Input may come in registers.
     fast: bool,
+    /// The guest may make it.
+    guest: bool,
 }
 
-const fn form(code: Code, header: usize, repetition: Option<(usize, usize)>, fast: bool) -> Form {
-    Form {
-        code,
-        header,
-        repetition,
-        fast,
+impl Form {
+    /// A simple call without output, for VTL2.
+    const fn new<T>(code: Code) -> Self {
+        Self {
+            code,
+            header: size_of::<T>(),
+            output: 0,
+            repetition: None,
+            fast: false,
+            guest: false,
+        }
+    }
+
+    const fn output<T>(mut self) -> Self {
+        self.output = size_of::<T>();
+        self
+    }
+
+    const fn repeated(mut self, input: usize, output: usize) -> Self {
+        self.repetition = Some((input, output));
+        self
+    }
+
+    const fn fast(mut self) -> Self {
+        self.fast = true;
+        self
+    }
+
+    const fn guest(mut self) -> Self {
+        self.guest = true;
+        self
     }
 }
 
-const REGISTERS: usize = size_of::<GetSetVpRegisters>();
 const NAME: usize = size_of::<u32>();
 const VALUE: usize = size_of::<u128>();
 const ASSOC: usize = size_of::<HvRegisterAssoc>();
-const START: usize = size_of::<EnableVpVtl>();
-const INDEX: usize = size_of::<GetVpIndexFromApicId>();
-const PROTECTION: usize = size_of::<ModifyVtlProtectionMask>();
 
 /// The calls that exist.
-const FORMS: [Form; 9] = [
-    form(
-        Code::MODIFY_VTL_PROTECTION_MASK,
-        PROTECTION,
-        Some((8, 0)),
-        false,
-    ),
-    form(Code::ENABLE_VP_VTL, START, None, false),
-    form(
-        Code::GET_VP_REGISTERS,
-        REGISTERS,
-        Some((NAME, VALUE)),
-        false,
-    ),
-    form(Code::SET_VP_REGISTERS, REGISTERS, Some((ASSOC, 0)), false),
-    form(Code::POST_MESSAGE, 256, None, false),
-    form(Code::SIGNAL_EVENT, 8, None, true),
-    form(
-        Code::ENTER_SLEEP_STATE,
-        size_of::<EnterSleepState>(),
-        None,
-        true,
-    ),
-    form(Code::START_VIRTUAL_PROCESSOR, START, None, false),
-    form(Code::GET_VP_INDEX_FROM_APIC_ID, INDEX, Some((4, 4)), false),
+const FORMS: [Form; 11] = [
+    Form::new::<ModifyVtlProtectionMask>(Code::MODIFY_VTL_PROTECTION_MASK).repeated(8, 0),
+    Form::new::<EnableVpVtl>(Code::ENABLE_VP_VTL),
+    Form::new::<InstallIntercept>(Code::INSTALL_INTERCEPT),
+    Form::new::<GetSetVpRegisters>(Code::GET_VP_REGISTERS)
+        .repeated(NAME, VALUE)
+        .guest(),
+    Form::new::<GetSetVpRegisters>(Code::SET_VP_REGISTERS).repeated(ASSOC, 0),
+    Form::new::<TranslateVirtualAddress>(Code::TRANSLATE_VIRTUAL_ADDRESS)
+        .output::<TranslateVirtualAddressOutput>(),
+    Form::new::<PostMessage>(Code::POST_MESSAGE).guest(),
+    Form::new::<SignalEvent>(Code::SIGNAL_EVENT).fast().guest(),
+    Form::new::<EnterSleepState>(Code::ENTER_SLEEP_STATE).fast(),
+    Form::new::<EnableVpVtl>(Code::START_VIRTUAL_PROCESSOR),
+    Form::new::<GetVpIndexFromApicId>(Code::GET_VP_INDEX_FROM_APIC_ID)
+        .repeated(4, 4)
+        .guest(),
 ];
 
 /// Handles the VMMCALL at which the VP stands.
@@ -151,11 +173,14 @@ fn call<P: Processor>(caller: &mut Caller<'_, P>, control: HypercallControl) -> 
         .iter()
         .find(|form| form.code.0 == control.code())
         .ok_or(HvStatus::INVALID_HYPERCALL_CODE)?;
+    if !form.guest && caller.vp.vtl == Vtl::GUEST {
+        return Err(HvStatus::ACCESS_DENIED.into());
+    }
     check_control(form, control)?;
     let repetitions = usize::from(control.rep_count());
     let (input_each, output_each) = form.repetition.unwrap_or((0, 0));
     let input_size = form.header + repetitions * input_each;
-    let output_size = repetitions * output_each;
+    let output_size = form.output + repetitions * output_each;
     let input_address = caller.vp.gprs[gpr::RDX];
     let output_address = caller.vp.gprs[gpr::R8];
 
@@ -177,29 +202,41 @@ fn call<P: Processor>(caller: &mut Caller<'_, P>, control: HypercallControl) -> 
             .map_err(|_| HvStatus::INVALID_PARAMETER)?;
     }
     let (header, list) = input[..input_size.max(form.header)].split_at(form.header);
+    let mut output = [0; PAGE];
     if form.repetition.is_none() {
-        calls::simple(caller, form.code, header)?;
+        let results = &mut output[..output_size];
+        calls::simple(caller, form.code, header, results)?;
+        write_output(caller, output_address, results)?;
         return Ok(0);
     }
 
     let start = usize::from(control.rep_start());
     let list = &list[start * input_each..];
-    let mut output = [0; PAGE];
     let results = &mut output[start * output_each..output_size];
     let (result, done) = calls::repeated(caller, form.code, header, list, results);
     let produced = &results[..done * output_each];
-    if !produced.is_empty() {
-        let address = output_address + (start * output_each) as u64;
-        caller
-            .memory()
-            .write(address, produced)
-            .map_err(|_| HvStatus::INVALID_PARAMETER)?;
-    }
+    let offset = (start * output_each) as u64;
+    write_output(caller, output_address.wrapping_add(offset), produced)?;
     // Both are below 4096, the number of repetitions that a control word can name.
     let done = (start + done) as u16;
     result
         .map(|()| done)
         .map_err(|status| Failure { status, done })
+}
+
+/// Writes the output of a call, if it has one.
+fn write_output<P: Processor>(
+    caller: &Caller<'_, P>,
+    address: u64,
+    output: &[u8],
+) -> Result<(), HvStatus> {
+    if output.is_empty() {
+        return Ok(());
+    }
+    caller
+        .memory()
+        .write(address, output)
+        .map_err(|_| HvStatus::INVALID_PARAMETER)
 }
 
 /// Checks the control word against the form of its call.

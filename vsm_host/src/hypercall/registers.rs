@@ -106,7 +106,7 @@ fn write_lower<P: Processor>(
 
 /// Fails unless the caller itself is meant: the registers of a VP that runs are in the
 /// hands of its CPU.
-fn check_self<P: Processor>(caller: &Caller<'_, P>, vp: u32) -> Result<(), HvStatus> {
+pub(super) fn check_self<P: Processor>(caller: &Caller<'_, P>, vp: u32) -> Result<(), HvStatus> {
     if vp == caller.vp.index {
         Ok(())
     } else {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::guest_memory::RamAccess;
+use crate::nested::Access;
 use crate::partition::Next;
 use crate::partition::counters::MAX_REPORTS;
 use crate::partition::mailbox::Sleeper;
@@ -6,11 +8,15 @@ use crate::partition::tests::{FakeProcessor, GUEST_RAM, VTL2_END, setup};
 use crate::svm::context::tests::linux_ap;
 use hv_defs::hypercall::{HvInputVtl, HypercallCode};
 use hv_defs::registers::HvRegisterName;
+use hv_defs::vsm::VsmPartitionConfig;
 use hv_defs::{HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF};
+use igvm_loader::StartContext;
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
+mod for_guest;
 mod lower_vtl;
+mod of_guest;
 
 const INPUT: u64 = 0x1000;
 const OUTPUT: u64 = 0x2000;
@@ -346,11 +352,17 @@ proptest! {
         input in prop_oneof![Just(INPUT), any::<u64>(), 0..VTL2_END * 2],
         output in prop_oneof![Just(OUTPUT), any::<u64>(), 0..VTL2_END * 2],
         memory in prop::collection::vec(any::<u8>(), 0..512),
-        header: bool, vtl: u8, vp in 0u32..6,
+        header: bool, vtl: u8, vp in 0u32..6, of_guest: bool,
     ) {
-        let mut guest = Guest::new();
+        let mut guest = if of_guest { Guest::in_vtl0() } else { Guest::new() };
+        let (input, output) = if of_guest {
+            (GUEST_RAM.start() + input % VTL2_END, GUEST_RAM.start() + output % VTL2_END)
+        } else {
+            (input, output)
+        };
         {
-            let mut ram = guest.processor.ram.0.borrow_mut();
+            let ram = if of_guest { &guest.processor.guest_ram } else { &guest.processor.ram };
+            let mut ram = ram.0.borrow_mut();
             ram[INPUT as usize..][..memory.len()].copy_from_slice(&memory);
             if header {
                 ram[INPUT as usize..][..16].copy_from_slice(&registers_header(vtl.into(), vp));

@@ -8,6 +8,7 @@ pub mod apic;
 pub mod counters;
 pub mod crash;
 mod exits;
+pub mod intercepts;
 pub mod mailbox;
 pub mod msrs;
 pub mod overlay;
@@ -30,6 +31,7 @@ use hv_defs::hypercall::HvStatus;
 use hv_defs::msr::OverlayPage;
 use hv_defs::vsm::VsmPartitionConfig;
 use igvm_loader::{Gprs, StartContext};
+use intercepts::Intercepts;
 use mailbox::{Mailbox, Sleeper};
 use msrs::Mtrrs;
 use overlay::Overlay;
@@ -105,6 +107,7 @@ pub struct Partition {
     time: ReferenceTime,
     slots: Vec<VpSlot>,
     shared: Mutex<Shared>,
+    intercepts: Intercepts,
     /// What was refused.
     pub counters: Counters,
 }
@@ -155,6 +158,7 @@ impl Partition {
             config,
             slots,
             shared: Mutex::default(),
+            intercepts: Intercepts::new(),
             counters: Counters::new(),
         }
     }
@@ -197,6 +201,11 @@ impl Partition {
     /// The nested page table of a VTL.
     pub(crate) fn nested_tables(&self, vtl: Vtl) -> &NestedTables {
         &self.config.spaces[vtl.index()].tables
+    }
+
+    /// What VTL2 wants to be told of the guest.
+    pub fn intercepts(&self) -> &Intercepts {
+        &self.intercepts
     }
 
     /// VTLs that are enabled on a VP, as a bit set.

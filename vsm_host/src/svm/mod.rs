@@ -4,6 +4,7 @@
 
 pub mod context;
 pub mod fetch;
+pub mod paging;
 pub mod permissions;
 pub mod store;
 pub mod vmcb;
