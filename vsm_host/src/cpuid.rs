@@ -1,10 +1,13 @@
 //! CPUID as a VTL sees it: the processor's answers without what the host keeps for
 //! itself or cannot switch, plus the hypervisor's own leaves (TLFS chapter 2).
 
+mod guest;
+
+use crate::vtl::Vtl;
 use hv_defs::cpuid::{
     Features, HV_CPUID_ENLIGHTENMENTS, HV_CPUID_FEATURES, HV_CPUID_HARDWARE, HV_CPUID_INTERFACE,
     HV_CPUID_LIMITS, HV_CPUID_VENDOR, HV_CPUID_VERSION, HV_INTERFACE, HV_VENDOR,
-    PartitionPrivileges,
+    PartitionPrivileges, Recommendations,
 };
 
 /// EAX, EBX, ECX, EDX.
@@ -49,9 +52,35 @@ const fn bits(numbers: &[u32]) -> u32 {
     mask
 }
 
-/// What `leaf` and `subleaf` show in a partition of `vp_count` VPs; `native` is the
-/// processor's answer.
-pub fn answer(leaf: u32, subleaf: u32, native: Registers, vp_count: u32) -> Registers {
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// VTL.
+    pub vtl: Vtl,
+    /// VP.
+    pub vp: u32,
+    /// VPs of the partition.
+    pub vp_count: u32,
+    /// CR4.OSXSAVE is set.
+    pub os_xsave: bool,
+}
+
+/// What `leaf` and `subleaf` show to whoever asks; `native` is the processor's CPUID.
+pub fn answer(
+    asker: &Asker,
+    leaf: u32,
+    subleaf: u32,
+    native: impl Fn(u32, u32) -> Registers,
+) -> Registers {
+    match (leaf, asker.vtl) {
+        (HV_CPUID_VENDOR..=HYPERVISOR_LEAVES_END, _) => hypervisor(leaf, asker),
+        (_, Vtl::GUEST) => guest::answer(asker, leaf, subleaf, native),
+        _ => paravisor(leaf, subleaf, native(leaf, subleaf)),
+    }
+}
+
+/// The processor as VTL2 sees it.
+fn paravisor(leaf: u32, subleaf: u32, native: Registers) -> Registers {
     let mut r = native;
     match leaf {
         1 => {
@@ -75,7 +104,6 @@ pub fn answer(leaf: u32, subleaf: u32, native: Registers, vp_count: u32) -> Regi
         0x8000_0008 => r[EBX] &= LEAF80000008_EBX_SHOWN,
         // SVM, IBS, LWP, SEV, resource control, features with MSRs, performance counters.
         0x8000_000a | 0x8000_001b | 0x8000_001c | 0x8000_001f..=0x8000_0022 => r = [0; 4],
-        HV_CPUID_VENDOR..=HYPERVISOR_LEAVES_END => r = hypervisor(leaf, vp_count),
         _ => {}
     }
     r
@@ -83,7 +111,8 @@ pub fn answer(leaf: u32, subleaf: u32, native: Registers, vp_count: u32) -> Regi
 
 /// The hypervisor's leaves. Those that are not listed are zero, which software that asks
 /// without looking at the highest leaf relies on.
-fn hypervisor(leaf: u32, vp_count: u32) -> Registers {
+fn hypervisor(leaf: u32, asker: &Asker) -> Registers {
+    let guest = asker.vtl == Vtl::GUEST;
     match leaf {
         HV_CPUID_VENDOR => [HV_CPUID_HARDWARE, HV_VENDOR[0], HV_VENDOR[1], HV_VENDOR[2]],
         HV_CPUID_INTERFACE => [HV_INTERFACE, 0, 0, 0],
@@ -98,19 +127,36 @@ fn hypervisor(leaf: u32, vp_count: u32) -> Registers {
                 .with_access_reference_tsc(true)
                 .with_access_frequency(true)
                 .with_access_tsc_invariant(true)
-                .with_access_vsm(true)
-                .with_access_vp_registers(true)
-                .with_start_virtual_processor(true)
+                // What VTL2 has for itself and for the guest.
+                .with_access_vsm(!guest)
+                .with_access_vp_registers(!guest)
+                .with_start_virtual_processor(!guest)
+                // What the guest's virtual interrupt controllers have.
+                .with_access_synic(guest)
+                .with_access_synthetic_timers(guest)
+                .with_access_intr_ctrl(guest)
+                .with_post_messages(guest)
+                .with_signal_events(guest)
                 .into_bits();
             let features = Features::new()
                 .with_frequency_msrs(true)
                 .with_guest_crash_msrs(true)
+                .with_direct_timers(guest)
                 .into_bits();
             [privileges as u32, (privileges >> 32) as u32, 0, features]
         }
-        // Do not use auto EOI; never report long spinning.
-        HV_CPUID_ENLIGHTENMENTS => [1 << 9, u32::MAX, 0, 0],
-        HV_CPUID_LIMITS => [vp_count, vp_count, 0, 0],
+        HV_CPUID_ENLIGHTENMENTS => {
+            let recommended = Recommendations::new()
+                .with_no_auto_eoi(true)
+                // The bit for that in the assist page saves exits; VTL2 can stop the guest
+                // for long.
+                .with_apic_msrs(guest)
+                .with_relaxed_timing(guest)
+                .into_bits();
+            // Never report long spinning.
+            [recommended, u32::MAX, 0, 0]
+        }
+        HV_CPUID_LIMITS => [asker.vp_count, asker.vp_count, 0, 0],
         // MSR bitmaps and nested paging are in use.
         HV_CPUID_HARDWARE => [1 << 1 | 1 << 3, 0, 0, 0],
         _ => [0; 4],
@@ -123,44 +169,54 @@ mod tests {
 
     const ALL: Registers = [u32::MAX; 4];
 
+    fn asked(leaf: u32, subleaf: u32, native: Registers) -> Registers {
+        let asker = Asker {
+            vtl: Vtl::PARAVISOR,
+            vp: 1,
+            vp_count: 4,
+            os_xsave: false,
+        };
+        answer(&asker, leaf, subleaf, |_, _| native)
+    }
+
     #[test]
     fn extended_state_is_hidden_wherever_it_shows() {
-        let leaf1 = answer(1, 0, ALL, 4);
+        let leaf1 = asked(1, 0, ALL);
         assert_eq!(leaf1[ECX] & bits(&[12, 26, 27, 28, 29]), 0);
-        let leaf7 = answer(7, 0, ALL, 4);
+        let leaf7 = asked(7, 0, ALL);
         assert_eq!(leaf7[EBX] & bits(&[5, 16, 17, 28, 30, 31]), 0);
         assert_eq!(leaf7[EAX], 0);
-        assert_eq!(answer(7, 1, ALL, 4), [0; 4]);
-        assert_eq!(answer(0xd, 1, ALL, 4), [0; 4]);
+        assert_eq!(asked(7, 1, ALL), [0; 4]);
+        assert_eq!(asked(0xd, 1, ALL), [0; 4]);
     }
 
     #[test]
     fn svm_is_hidden_and_the_hypervisor_shown() {
-        assert_eq!(answer(0x8000_0001, 0, ALL, 4)[ECX] & 1 << 2, 0);
-        assert_eq!(answer(0x8000_000a, 0, ALL, 4), [0; 4]);
-        assert_eq!(answer(1, 0, [0; 4], 4)[ECX], HYPERVISOR_PRESENT);
-        assert_eq!(answer(0x8000_0007, 0, [0; 4], 4)[EDX], 1 << 8);
+        assert_eq!(asked(0x8000_0001, 0, ALL)[ECX] & 1 << 2, 0);
+        assert_eq!(asked(0x8000_000a, 0, ALL), [0; 4]);
+        assert_eq!(asked(1, 0, [0; 4])[ECX], HYPERVISOR_PRESENT);
+        assert_eq!(asked(0x8000_0007, 0, [0; 4])[EDX], 1 << 8);
     }
 
     #[test]
     fn hyper_v_leaves_are_what_linux_needs() {
-        let vendor = answer(0x4000_0000, 0, ALL, 4);
+        let vendor = asked(0x4000_0000, 0, ALL);
         assert!((0x4000_0005..0x4000_000a).contains(&vendor[EAX]));
-        let features = answer(0x4000_0003, 0, ALL, 4);
+        let features = asked(0x4000_0003, 0, ALL);
         // Hypercalls, VP index, frequencies, reference TSC, invariant TSC.
         assert_eq!(features[EAX] & 0x8a60, 0x8a60);
         // No partition creation, extended hypercalls or isolation.
         assert_eq!(features[EBX] & (1 | 1 << 20 | 1 << 22), 0);
         assert_eq!(features[EDX] & (1 << 8 | 1 << 10), 1 << 8 | 1 << 10);
-        assert_eq!(answer(0x4000_0005, 0, ALL, 4)[EAX], 4);
+        assert_eq!(asked(0x4000_0005, 0, ALL)[EAX], 4);
         // Read without a check of the highest leaf: no confidential VMBus.
-        assert_eq!(answer(0x4000_0082, 0, ALL, 4), [0; 4]);
-        assert_eq!(answer(0x4000_0100, 0, ALL, 4), [0; 4]);
+        assert_eq!(asked(0x4000_0082, 0, ALL), [0; 4]);
+        assert_eq!(asked(0x4000_0100, 0, ALL), [0; 4]);
     }
 
     #[test]
     fn other_leaves_are_the_processors() {
-        assert_eq!(answer(0xb, 1, [1, 2, 3, 4], 4), [1, 2, 3, 4]);
-        assert_eq!(answer(0x8000_0002, 0, [1, 2, 3, 4], 4), [1, 2, 3, 4]);
+        assert_eq!(asked(0xb, 1, [1, 2, 3, 4]), [1, 2, 3, 4]);
+        assert_eq!(asked(0x8000_0002, 0, [1, 2, 3, 4]), [1, 2, 3, 4]);
     }
 }

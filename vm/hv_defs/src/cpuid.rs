@@ -56,8 +56,14 @@ pub struct PartitionPrivileges {
     /// TSC invariant control MSR.
     pub access_tsc_invariant: bool,
     _reserved2: u16,
-    #[bits(16)]
-    _ebx_low: u16,
+    #[bits(4)]
+    _ebx_low: u8,
+    /// Post messages.
+    pub post_messages: bool,
+    /// Signal events.
+    pub signal_events: bool,
+    #[bits(10)]
+    _ebx_middle: u16,
     /// VSM hypercalls and registers.
     pub access_vsm: bool,
     /// Get/set VP registers.
@@ -81,7 +87,29 @@ pub struct Features {
     _reserved2: bool,
     /// The guest crash MSRs exist.
     pub guest_crash_msrs: bool,
-    #[bits(21)]
+    _reserved3: u8,
+    /// Synthetic timers can raise interrupts without a message.
+    pub direct_timers: bool,
+    #[bits(12)]
+    _reserved4: u32,
+}
+
+/// EAX of `HV_CPUID_ENLIGHTENMENTS`: what is recommended.
+#[bitfield(u32)]
+pub struct Recommendations {
+    #[bits(3)]
+    _reserved1: u8,
+    /// End interrupts, and send them, by the hypervisor's MSRs.
+    pub apic_msrs: bool,
+    /// Reset by the hypervisor's MSR.
+    pub reset_msr: bool,
+    /// Do not watch for delays: the VP may not run for long.
+    pub relaxed_timing: bool,
+    #[bits(3)]
+    _reserved2: u8,
+    /// Do not use automatic end of interrupt.
+    pub no_auto_eoi: bool,
+    #[bits(22)]
     _reserved3: u32,
 }
 
@@ -96,5 +124,11 @@ const _: () = assert!(
             == 1 << 15
         && PartitionPrivileges::new().with_access_vsm(true).into_bits() == 1 << 48
         && PartitionPrivileges::new().with_isolation(true).into_bits() == 1 << 54
+        && PartitionPrivileges::new()
+            .with_signal_events(true)
+            .into_bits()
+            == 1 << 37
         && Features::new().with_guest_crash_msrs(true).into_bits() == 1 << 10
+        && Features::new().with_direct_timers(true).into_bits() == 1 << 19
+        && Recommendations::new().with_no_auto_eoi(true).into_bits() == 1 << 9
 );

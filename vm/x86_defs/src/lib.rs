@@ -39,6 +39,8 @@ pub const CR4_PSE: u64 = 1 << 4;
 pub const CR4_PAE: u64 = 1 << 5;
 /// CR4.LA57.
 pub const CR4_LA57: u64 = 1 << 12;
+/// CR4.OSXSAVE.
+pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// CR4.SMEP.
 pub const CR4_SMEP: u64 = 1 << 20;
 /// CR4.SMAP.

@@ -10,8 +10,8 @@ use crate::{cpuid, hypercall, log_text};
 use boot_events::{HOST_ERROR_PREFIX, HOST_VTL2_CRASH_PREFIX};
 use core::fmt;
 use vsm_host_defs::{ExitReason, HOST_MEMORY_BASE, HOST_MEMORY_SIZE};
-use x86_defs::EFER_SVME;
 use x86_defs::svm::{EventInjection, ExitCode, IoInfo};
+use x86_defs::{CR4_OSXSAVE, EFER_SVME};
 
 /// Bit of EXITINFO1 of a nested page fault: it was a write.
 const NPF_WRITE: u64 = 1 << 1;
@@ -168,9 +168,14 @@ impl Partition {
     fn cpuid(&self, vp: &mut Vp, processor: &impl Processor) {
         let leaf = vp.vmcb().save.rax as u32;
         let subleaf = vp.gprs[gpr::RCX] as u32;
-        let native = processor.cpuid(leaf, subleaf);
-        let [eax, ebx, ecx, edx] =
-            cpuid::answer(leaf, subleaf, native, self.vp_count()).map(u64::from);
+        let asker = cpuid::Asker {
+            vtl: vp.vtl,
+            vp: vp.index,
+            vp_count: self.vp_count(),
+            os_xsave: vp.vmcb().save.cr4 & CR4_OSXSAVE != 0,
+        };
+        let native = |leaf, subleaf| processor.cpuid(leaf, subleaf);
+        let [eax, ebx, ecx, edx] = cpuid::answer(&asker, leaf, subleaf, native).map(u64::from);
         vp.vmcb_mut().save.rax = eax;
         vp.gprs[gpr::RBX] = ebx;
         vp.gprs[gpr::RCX] = ecx;
