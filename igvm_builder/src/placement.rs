@@ -4,7 +4,7 @@
 //! the machine: QEMU's `q35` with `vsm_host`'s default of a parked first CPU, no NUMA nodes.
 
 use crate::component::human_size;
-use igvm_loader::{ImageError, MemoryRange, Options, plan, q35};
+use igvm_loader::{ImageError, MemoryRange, Options, plan, q35, subtract};
 use serde::Serialize;
 use std::fmt;
 
@@ -102,6 +102,17 @@ pub fn place(file: &[u8], machine: &Machine<'_>) -> Result<Placement, ImageError
         parameters: parameters.collect(),
         runs,
     })
+}
+
+/// RAM that a machine leaves to the guest of an image: ascending ranges from their first
+/// byte to the first behind them. Or why the host would refuse the image.
+pub fn guest_ram(file: &[u8], machine: &Machine<'_>) -> Result<Vec<(u64, u64)>, ImageError> {
+    let first_vp = u32::from(machine.options.park);
+    let q35 = q35::machine(first_vp, machine.vps, machine.memory, file.len() as u64);
+    let plan = plan(file, &q35, &machine.options)?;
+    let mut ram = q35.ram_runs();
+    subtract(&mut ram, plan.vtl2_memory());
+    Ok(ram.iter().map(|run| (run.start(), run.end())).collect())
 }
 
 /// Bytes that a person wrote, with or without a binary suffix.

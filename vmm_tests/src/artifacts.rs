@@ -28,10 +28,26 @@ pub struct Artifacts {
     pub initrd: PathBuf,
     /// The test payload, an ELF file.
     pub tmk: PathBuf,
+    /// Stock kernels for the guest, from the oldest on.
+    pub guest_kernels: Vec<GuestKernel>,
+    /// The guest's initrd: busybox, and what `xtask/guest/` has.
+    pub guest_initrd: PathBuf,
     /// The program that carries vsock; none where the kernel does.
     pub vsock_helper: Option<PathBuf>,
     /// Where tests keep consoles.
     pub consoles: PathBuf,
+}
+
+/// A stock kernel of Debian.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestKernel {
+    /// Debian's suite: `bookworm`, `trixie`, `trixie-backports`.
+    pub suite: String,
+    /// The package's version.
+    pub version: String,
+    /// The file, a bzImage.
+    pub vmlinuz: PathBuf,
 }
 
 /// Why there are no artifacts.

@@ -7,8 +7,10 @@
 
 use crate::artifacts::artifacts;
 use crate::artifacts::read;
+use igvm_builder::GuestFiles;
 use igvm_builder::Manifest;
 use igvm_builder::Resources;
+use igvm_builder::manifest::Guest;
 use igvm_defs::IGVM_FIXED_HEADER;
 use igvm_defs::IGVM_VHS_PAGE_DATA;
 use igvm_defs::IGVM_VHS_VARIABLE_HEADER;
@@ -23,6 +25,9 @@ use zerocopy::KnownLayout;
 
 /// Payloads of variable headers are padded to this.
 const HEADER_ALIGNMENT: usize = 8;
+
+/// The manifest of the release image with a guest.
+const GUEST_MANIFEST: &str = include_str!("../../igvm_builder/manifests/openhcl-x64-linux.toml");
 
 /// An IGVM file in memory.
 #[derive(Debug, Clone)]
@@ -40,17 +45,48 @@ impl Image {
     /// An image of the release image's parts with another manifest.
     #[track_caller]
     pub fn with_manifest(manifest: &str) -> Self {
-        let artifacts = artifacts();
         let manifest = Manifest::parse(manifest, Path::new("manifest of the test"))
             .unwrap_or_else(|error| panic!("{error}"));
+        Self::build(&manifest, None)
+    }
+
+    /// The release image with a guest: any kernel that `vm_loader` knows, and its initrd.
+    #[track_caller]
+    pub fn with_guest(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> Self {
+        let guest = Guest {
+            initrd: initrd.is_some(),
+            command_line: command_line.to_owned(),
+        };
+        let manifest = Manifest::parse(GUEST_MANIFEST, Path::new("manifest with a guest"))
+            .and_then(|manifest| manifest.with_guest(guest))
+            .unwrap_or_else(|error| panic!("{error}"));
+        Self::build(&manifest, Some(GuestFiles { kernel, initrd }))
+    }
+
+    /// The release image with a stock kernel and the guest's own initrd. `suite` is
+    /// Debian's name of a suite.
+    #[track_caller]
+    pub fn with_debian_guest(suite: &str, command_line: &str) -> Self {
+        let artifacts = artifacts();
+        let kernel = artifacts.guest_kernels.iter().find(|k| k.suite == suite);
+        let Some(kernel) = kernel else {
+            panic!("no kernel of {suite}: {:?}", artifacts.guest_kernels);
+        };
+        let initrd = read(&artifacts.guest_initrd);
+        Self::with_guest(&read(&kernel.vmlinuz), Some(&initrd), command_line)
+    }
+
+    #[track_caller]
+    fn build(manifest: &Manifest, guest: Option<GuestFiles<'_>>) -> Self {
+        let artifacts = artifacts();
         let image = igvm_builder::build(
-            &manifest,
+            manifest,
             &Resources {
                 kernel: &read(&artifacts.vmlinux),
                 shim: &read(&artifacts.openhcl_boot),
                 initrd: &read(&artifacts.initrd),
                 sidecar: None,
-                guest: None,
+                guest,
             },
         );
         match image {

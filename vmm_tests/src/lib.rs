@@ -34,6 +34,7 @@ mod tmk_image;
 pub use artifacts::ARTIFACTS_VARIABLE;
 pub use artifacts::Artifacts;
 pub use artifacts::ArtifactsError;
+pub use artifacts::GuestKernel;
 pub use artifacts::initrd;
 pub use image::Image;
 pub use reports::Memory;

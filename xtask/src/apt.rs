@@ -68,6 +68,13 @@ impl PrivateApt {
         Ok(parse_madison(&text))
     }
 
+    /// What a version of a package depends on; of alternatives, the first.
+    pub(crate) fn depends(&self, package: &str, version: &str) -> anyhow::Result<Vec<String>> {
+        let exact = format!("{package}={version}");
+        let text = process::capture(self.command("apt-cache").args(["show", &exact]))?;
+        Ok(parse_depends(&text))
+    }
+
     /// Downloads one package into the empty directory `into` and returns its path there.
     pub(crate) fn download(
         &self,
@@ -234,9 +241,27 @@ fn parse_madison(text: &str) -> Vec<String> {
     versions
 }
 
+fn parse_depends(text: &str) -> Vec<String> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Depends:"));
+    line.unwrap_or_default()
+        .split(',')
+        .filter_map(|dependency| dependency.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dependencies_lose_versions_and_alternatives() {
+        let text = "Package: p\nPre-Depends: x\n\
+                    Depends: dracut | initramfs-tools (>= 0.120), linux-base (= 7), kmod\n\
+                    Depends-Not: y\n";
+        assert_eq!(parse_depends(text), ["dracut", "linux-base", "kmod"]);
+        assert!(parse_depends("Package: p\n").is_empty());
+    }
 
     #[test]
     fn versions_keep_apts_order_and_are_named_once() {

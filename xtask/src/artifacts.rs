@@ -18,7 +18,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// Debian's static busybox.
-const BUSYBOX: &str = "/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 /// Which of the images is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

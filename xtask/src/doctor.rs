@@ -1,6 +1,7 @@
 //! `cargo xtask doctor`: what is there, what is missing, how to get it. Changes nothing.
 
 use crate::cache::Cache;
+use crate::guest;
 use crate::kernel;
 use crate::packages;
 use crate::packages::PACKAGES;
@@ -121,6 +122,17 @@ fn findings(cache: &Cache) -> anyhow::Result<Vec<Finding>> {
         None => {
             let detail = "built from Debian's source package, 4 to 8 minutes on 2 processors";
             add("VTL2 kernel", State::Automatic, detail.to_owned());
+        }
+    }
+    for suite in guest::kernel::Suite::ALL {
+        let what = format!("guest kernel of {}", suite.name());
+        match guest::kernel::cached(cache, suite) {
+            Some(kernel) => add(&what, State::Present, format!("Linux {}", kernel.version)),
+            None => add(
+                &what,
+                State::Automatic,
+                "fetched from the machine's Debian mirror".to_owned(),
+            ),
         }
     }
     match vsock::cached(cache)? {

@@ -22,6 +22,7 @@ mod cache;
 mod cargo;
 mod doctor;
 mod fuzz;
+mod guest;
 mod igvm;
 mod initrd;
 mod kernel;

@@ -6,6 +6,7 @@ use crate::cache::Cache;
 use crate::cache::lock_file;
 use crate::cargo;
 use crate::cargo::Workspace;
+use crate::guest;
 use crate::vsock;
 use anyhow::Context as _;
 use qemu::Vsock;
@@ -15,6 +16,7 @@ use std::process::Command;
 use std::process::Stdio;
 use vmm_tests::ARTIFACTS_VARIABLE;
 use vmm_tests::Artifacts;
+use vmm_tests::GuestKernel;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +60,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         .with_context(|| format!("creating {}", consoles.display()))?;
 
     let list = directory.join("artifacts.json");
+    let cache = Cache::open()?;
     let artifacts = Artifacts {
         vsm_host: release.vsm_host,
         release_image: release.igvm,
@@ -67,7 +70,9 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         openhcl_boot: release.openhcl_boot,
         initrd: release.initrd,
         tmk: release.tmk,
-        vsock_helper: match vsock::ensure(&Cache::open()?)? {
+        guest_kernels: guest_kernels(&cache)?,
+        guest_initrd: guest::initrd::ensure(&workspace)?,
+        vsock_helper: match vsock::ensure(&cache)? {
             Vsock::Kernel => None,
             Vsock::Helper(program) => Some(program),
         },
@@ -87,6 +92,19 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         artifacts.consoles.display()
     );
     Ok(())
+}
+
+/// The stock kernels that tests boot, fetched when they are not in the cache.
+fn guest_kernels(cache: &Cache) -> anyhow::Result<Vec<GuestKernel>> {
+    let kernel = |suite: guest::kernel::Suite| {
+        let kernel = guest::kernel::ensure(cache, suite)?;
+        Ok(GuestKernel {
+            suite: suite.name().to_owned(),
+            version: kernel.version,
+            vmlinuz: kernel.vmlinuz,
+        })
+    };
+    guest::kernel::Suite::ALL.into_iter().map(kernel).collect()
 }
 
 /// Builds the tests and says where they are.

@@ -74,6 +74,11 @@ pub const WORKER_DIED_PREFIX: &str = "openvmm_hcl: VM worker died: ";
 /// The paravisor has finished its start.
 pub const READY: &str = "openvmm_hcl: ready";
 
+/// First line of our initrd in the guest, on its console; its uptime follows.
+pub const GUEST_STARTED: &str = "guest: init started";
+/// The guest has told what it was asked for.
+pub const GUEST_TOUR_ENDED: &str = "guest: tour ended";
+
 /// Bytes that one record of the kernel log may have, as the kernel's own limit for a
 /// write to `/dev/kmsg` (`PRINTKRB_RECORD_MAX`, 1024, terminator included).
 pub const KERNEL_LOG_RECORD_MAX: usize = 1023;

@@ -108,7 +108,7 @@ impl Board {
     /// The state. A reader thread that panicked cannot have left it half changed: lines
     /// are only ever pushed.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn push(&self, source: Source, bytes: &[u8]) {
@@ -127,6 +127,11 @@ impl Board {
         self.lock().transcript_mut(source).ended = Some(at);
         self.changed.notify_all();
     }
+}
+
+/// Locks what a panic cannot leave half changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Copies a stream to the board and to a file, on a thread of its own, until it ends.

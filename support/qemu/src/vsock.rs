@@ -190,6 +190,15 @@ impl VsockAddress {
     }
 }
 
+/// Ends a connection in both directions, for all descriptors of it.
+pub(crate) fn shut_down(stream: &File) {
+    // One that has ended needs no end.
+    let _ = socket::shutdown(
+        std::os::fd::AsRawFd::as_raw_fd(stream),
+        socket::Shutdown::Both,
+    );
+}
+
 fn vsock_socket() -> nix::Result<OwnedFd> {
     socket::socket(
         AddressFamily::Vsock,

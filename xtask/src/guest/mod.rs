@@ -1,0 +1,4 @@
+//! The guest: a kernel of Debian, as Debian ships it, and a small initrd of ours.
+
+pub(crate) mod initrd;
+pub(crate) mod kernel;
