@@ -121,8 +121,8 @@ impl Tables {
                 8 => root.field(offset + 4)?,
                 _ => [0; 4],
             };
-            let address = u64::from(u32::from_le_bytes(low))
-                | (u64::from(u32::from_le_bytes(high)) << 32);
+            let address =
+                u64::from(u32::from_le_bytes(low)) | (u64::from(u32::from_le_bytes(high)) << 32);
             let table = Table::open(memory, address)?;
             if table.is(b"FACP")? {
                 tables.read_fadt(&table)?;
@@ -229,4 +229,116 @@ fn sum(memory: &impl Memory, address: u64, length: u32) -> Result<u8, AcpiError>
         total = total.wrapping_add(byte);
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use vm_loader::acpi as made;
+    use vm_loader::{GpaRange, Ram};
+
+    const BASE: u64 = 0xe_0000;
+
+    struct Bytes(Vec<u8>);
+
+    impl Memory for Bytes {
+        fn read(&self, address: u64, into: &mut [u8]) -> bool {
+            let start = address.checked_sub(BASE).unwrap_or(u64::MAX);
+            let end = start.saturating_add(into.len() as u64);
+            let found = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+            match found.and_then(|(start, end)| self.0.get(start..end)) {
+                Some(bytes) => {
+                    into.copy_from_slice(bytes);
+                    true
+                }
+                None => false,
+            }
+        }
+    }
+
+    fn tables(sleep_type_s5: u8) -> Bytes {
+        let processor = |apic_id| made::Processor { apic_id, node: 0 };
+        let chipset = made::Chipset {
+            processors: &[processor(0), processor(1), processor(300)],
+            local_apic: 0xfee0_0000,
+            has_pic: false,
+            io_apics: &[made::IoApic {
+                id: 4,
+                address: 0xfec0_0000,
+                first_gsi: 0,
+            }],
+            overrides: &[],
+            nmi_input: None,
+            power: made::Power::Fixed(made::FixedPower {
+                sci: 9,
+                pm1_event: 0x600,
+                pm1_control: 0x604,
+                timer: Some(made::PmTimer {
+                    port: 0x608,
+                    is_32_bit: true,
+                }),
+                gpe0: None,
+                sleep_type_s5,
+                reset: Some(made::Reset {
+                    port: 0xcf9,
+                    value: 6,
+                }),
+            }),
+            devices: made::Devices::default(),
+            numa: None,
+        };
+        let ram = [Ram {
+            range: GpaRange::new(0, 1 << 28).unwrap(),
+            node: 0,
+        }];
+        Bytes(made::build(&chipset, &ram, BASE).unwrap())
+    }
+
+    #[test]
+    fn tables_of_the_loader_are_read() {
+        for sleep_type_s5 in [0, 1, 5] {
+            let found = Tables::read(&tables(sleep_type_s5), BASE).unwrap();
+            assert_eq!(found.processors[..], [0, 1, 300]);
+            assert_eq!(found.io_apic, Some(0xfec0_0000));
+            assert_eq!((found.pm1a_control, found.pm_timer), (0x604, 0x608));
+            assert_eq!(found.reset, Some((0xcf9, 6)));
+            assert_eq!(found.sleep_type_s5, sleep_type_s5);
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_is_found() {
+        let mut changed = tables(5);
+        let last = changed.0.len() - 1;
+        changed.0[last] ^= 1;
+        assert!(matches!(
+            Tables::read(&changed, BASE),
+            Err(AcpiError::Checksum(_))
+        ));
+        assert_eq!(
+            Tables::read(&changed, BASE - 1),
+            Err(AcpiError::Unreadable(BASE - 1))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_a_result(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            length: prop::sample::Index,
+        ) {
+            let mut bytes = tables(5);
+            for (at, value) in changes {
+                let at = at.index(bytes.0.len());
+                // The sum stays zero, so that it is not all that is looked at.
+                let old = std::mem::replace(&mut bytes.0[at], value);
+                let next = (at + 1) % bytes.0.len();
+                bytes.0[next] = bytes.0[next].wrapping_add(old).wrapping_sub(value);
+            }
+            let _ = Tables::read(&bytes, BASE);
+            bytes.0.truncate(length.index(bytes.0.len()));
+            let _ = Tables::read(&bytes, BASE);
+        }
+    }
 }

@@ -128,8 +128,7 @@ impl BootInfo {
         }
         let mut memory_map = ArrayVec::new();
         for bytes in map.chunks_exact(size_of::<StartInfoEntry>()).take(found) {
-            let entry =
-                StartInfoEntry::read_from_bytes(bytes).map_err(|_| BootInfoError::Short)?;
+            let entry = StartInfoEntry::read_from_bytes(bytes).map_err(|_| BootInfoError::Short)?;
             memory_map.push(MapEntry {
                 start: entry.start,
                 size: entry.size,

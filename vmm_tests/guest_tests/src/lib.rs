@@ -26,9 +26,12 @@
 //! build only.
 
 #![cfg_attr(not(test), no_std)]
-#![expect(
-    clippy::result_large_err,
-    reason = "a failure carries its text, there is no allocator, and failures are rare"
+#![cfg_attr(
+    target_os = "none",
+    expect(
+        clippy::result_large_err,
+        reason = "a failure carries its text, there is no allocator, and failures are rare"
+    )
 )]
 
 pub mod acpi;

@@ -72,7 +72,9 @@ mod tests {
     fn checksum_is_that_of_fnv() {
         // Published test vector.
         assert_eq!(
-            b"foobar".iter().fold(Checksum::EMPTY, |sum, byte| sum.with(*byte)),
+            b"foobar"
+                .iter()
+                .fold(Checksum::EMPTY, |sum, byte| sum.with(*byte)),
             Checksum(0x8594_4171_f739_67e8)
         );
     }

@@ -111,7 +111,9 @@ impl<W: Write> Reporter<W> {
     /// Prints the totals.
     pub fn done(&mut self) {
         let (ok, failed, skipped) = (self.ok, self.failed, self.skipped);
-        self.line(format_args!("done {ok} ok, {failed} failed, {skipped} skipped"));
+        self.line(format_args!(
+            "done {ok} ok, {failed} failed, {skipped} skipped"
+        ));
     }
 }
 

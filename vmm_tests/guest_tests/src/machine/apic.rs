@@ -55,9 +55,15 @@ pub fn set_x2apic(x2apic: bool) -> Result<(), Fault> {
         return Ok(());
     }
     if !x2apic {
-        wrmsr(APIC_BASE, base.with_enabled(false).with_x2apic(false).into())?;
+        wrmsr(
+            APIC_BASE,
+            base.with_enabled(false).with_x2apic(false).into(),
+        )?;
     }
-    wrmsr(APIC_BASE, base.with_enabled(true).with_x2apic(x2apic).into())?;
+    wrmsr(
+        APIC_BASE,
+        base.with_enabled(true).with_x2apic(x2apic).into(),
+    )?;
     remember_mode();
     enable();
     Ok(())

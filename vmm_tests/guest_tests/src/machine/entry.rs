@@ -23,7 +23,9 @@ const DATA_SELECTOR: u16 = 0x10;
 pub const STUB_SIZE: u64 = 16;
 /// Page in which VPs start: below 640 KiB, and nothing that the loader placed is there.
 pub const TRAMPOLINE_PAGE: u8 = 0x80;
-/// Bytes of a VP's stack.
+/// Bytes of VP 0's stack, on which all tests run.
+const FIRST_STACK_SIZE: usize = 64 * 1024;
+/// Bytes of the stack of any other VP.
 const STACK_SIZE: usize = 16 * 1024;
 /// Exceptions that push an error code.
 const WITH_ERROR: u32 = 0x6022_7d00;
@@ -38,12 +40,14 @@ pub enum Start {
 }
 
 #[repr(C, align(16))]
-struct Stacks(UnsafeCell<[[u8; STACK_SIZE]; MAX_PROCESSORS]>);
+struct Stack<T>(UnsafeCell<T>);
 
 // SAFETY: each VP uses its own stack only.
-unsafe impl Sync for Stacks {}
+unsafe impl<T> Sync for Stack<T> {}
 
-static STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK_SIZE]; MAX_PROCESSORS]));
+static FIRST_STACK: Stack<[u8; FIRST_STACK_SIZE]> = Stack(UnsafeCell::new([0; FIRST_STACK_SIZE]));
+static STACKS: Stack<[[u8; STACK_SIZE]; MAX_PROCESSORS]> =
+    Stack(UnsafeCell::new([[0; STACK_SIZE]; MAX_PROCESSORS]));
 
 /// Stack of the VP that starts next.
 static NEXT_STACK: AtomicU64 = AtomicU64::new(0);
@@ -115,13 +119,13 @@ start64:
     lgdt [boot_gdt_pointer]
     mov eax, offset boot_pml4
     mov cr3, rax
-    lea rsp, [rip + __bss_end]
     mov rdi, offset __bss_start
     mov rcx, offset __bss_end
     sub rcx, rdi
+    shr rcx, 3
     xor eax, eax
-    rep stosb
-    lea rsp, [rip + {stacks} + {stack_size}]
+    rep stosq
+    lea rsp, [rip + {stack} + {stack_size}]
     push {code}
     lea rax, [rip + 2f]
     push rax
@@ -213,8 +217,8 @@ interrupt_common:
     add rsp, 16
     iretq
 "#,
-    stacks = sym STACKS,
-    stack_size = const STACK_SIZE,
+    stack = sym FIRST_STACK,
+    stack_size = const FIRST_STACK_SIZE,
     next_stack = sym NEXT_STACK,
     next_index = sym NEXT_INDEX,
     main = sym start,

@@ -107,7 +107,9 @@ pub fn load() {
 
 /// How often `vector` has arrived on a VP.
 pub fn count(vp: usize, vector: u8) -> u32 {
-    RECORDS.get(vp).map_or(0, |record| record.counts[usize::from(vector)].load(Ordering::Acquire))
+    RECORDS.get(vp).map_or(0, |record| {
+        record.counts[usize::from(vector)].load(Ordering::Acquire)
+    })
 }
 
 /// How often `vector` has arrived on this VP.
@@ -117,7 +119,9 @@ pub fn count_here(vector: u8) -> u32 {
 
 /// How often the non-maskable interrupt has arrived on a VP.
 pub fn nmis(vp: usize) -> u32 {
-    RECORDS.get(vp).map_or(0, |record| record.nmis.load(Ordering::Acquire))
+    RECORDS
+        .get(vp)
+        .map_or(0, |record| record.nmis.load(Ordering::Acquire))
 }
 
 /// Chooses what the handler of `vector` does from now on.

@@ -53,13 +53,21 @@ impl Page {
     pub fn read(self, index: usize) -> u64 {
         // SAFETY: within the page, as the index is reduced; aligned; nobody holds a
         // reference.
-        unsafe { (self.address() as *const u64).add(index % 512).read_volatile() }
+        unsafe {
+            (self.address() as *const u64)
+                .add(index % 512)
+                .read_volatile()
+        }
     }
 
     /// Writes 64-bit word `index`.
     pub fn write(self, index: usize, value: u64) {
         // SAFETY: as above.
-        unsafe { (self.address() as *mut u64).add(index % 512).write_volatile(value) };
+        unsafe {
+            (self.address() as *mut u64)
+                .add(index % 512)
+                .write_volatile(value)
+        };
     }
 
     /// Fills it.

@@ -1,5 +1,6 @@
 //! How the run ends.
 
+use super::clock::wait_for;
 use super::console::Console;
 use super::ports::{outb, outw};
 use crate::acpi::Tables;
@@ -14,13 +15,18 @@ const SLEEP_TYPE_SHIFT: u16 = 10;
 pub fn off(tables: &Tables) -> ! {
     let sleep_type = u16::from(tables.sleep_type_s5) << SLEEP_TYPE_SHIFT;
     outw(tables.pm1a_control, sleep_type | SLEEP_ENABLE);
+    // The machine may take its time to end.
+    wait_for(|| false);
     stop("power-off is ignored")
 }
 
 /// Resets the machine through the register that ACPI names.
 pub fn reset(tables: &Tables) -> ! {
     match tables.reset {
-        Some((port, value)) => outb(port, value),
+        Some((port, value)) => {
+            outb(port, value);
+            wait_for(|| false);
+        }
         None => stop("there is no reset register"),
     }
     stop("reset is ignored")

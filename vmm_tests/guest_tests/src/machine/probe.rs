@@ -236,5 +236,7 @@ pub fn cpuid_subleaf(leaf: u32, subleaf: u32) -> [u32; 4] {
         ..Default::default()
     });
     // CPUID cannot fault here; if it does, nothing is what it should be.
-    r.map_or([0; 4], |r| [r.rax as u32, r.rbx as u32, r.rcx as u32, r.rdx as u32])
+    r.map_or([0; 4], |r| {
+        [r.rax as u32, r.rbx as u32, r.rcx as u32, r.rdx as u32]
+    })
 }

@@ -52,7 +52,10 @@ pub(super) fn identify(index: usize) {
 
 /// True once the VP has started.
 pub fn is_online(vp: usize) -> bool {
-    vp == 0 || SLOTS.get(vp).is_some_and(|slot| slot.online.load(Ordering::Acquire) != 0)
+    vp == 0
+        || SLOTS
+            .get(vp)
+            .is_some_and(|slot| slot.online.load(Ordering::Acquire) != 0)
 }
 
 /// Puts the code where VPs start into low memory.
@@ -95,7 +98,11 @@ pub fn begin_on(vp: usize, apic_id: u32, work: fn()) -> bool {
     let Some(slot) = SLOTS.get(vp) else {
         return false;
     };
-    if slot.work.compare_exchange(0, work as usize, Ordering::AcqRel, Ordering::Acquire).is_err() {
+    if slot
+        .work
+        .compare_exchange(0, work as usize, Ordering::AcqRel, Ordering::Acquire)
+        .is_err()
+    {
         return false;
     }
     apic::send(apic_id, apic::ASSERT | u32::from(WAKE));
@@ -104,7 +111,9 @@ pub fn begin_on(vp: usize, apic_id: u32, work: fn()) -> bool {
 
 /// True if the VP has nothing to do.
 pub fn is_idle(vp: usize) -> bool {
-    SLOTS.get(vp).is_some_and(|slot| slot.work.load(Ordering::Acquire) == 0)
+    SLOTS
+        .get(vp)
+        .is_some_and(|slot| slot.work.load(Ordering::Acquire) == 0)
 }
 
 /// First Rust code of another VP.

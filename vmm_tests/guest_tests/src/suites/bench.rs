@@ -14,6 +14,7 @@ use crate::machine::ports::{inb, outb};
 use crate::machine::probe::{cpuid, rdmsr, wrmsr};
 use crate::report::TestResult;
 use core::fmt::Write;
+use core::hint::black_box;
 use hv_defs::msr::HV_X64_MSR_VP_INDEX;
 use x86_64::instructions::interrupts;
 use x86_defs::apic::{ApicRegister as Register, TSC_DEADLINE};
@@ -28,7 +29,11 @@ pub(super) const TESTS: &[Test] = &[
     test("bench.apic_read", Needs::Nothing, apic_read),
     test("bench.self_ipi", Needs::Nothing, self_ipi),
     test("bench.timer_tick", Needs::Nothing, timer_tick),
-    test("bench.timer_tick_by_deadline", Needs::Host, timer_tick_by_deadline),
+    test(
+        "bench.timer_tick_by_deadline",
+        Needs::Host,
+        timer_tick_by_deadline,
+    ),
     test("bench.ipi_ping_pong", Needs::Vps, ipi_ping_pong),
     test("bench.work", Needs::Nothing, work),
 ];
@@ -44,25 +49,28 @@ const WARM_UP: u64 = 32;
 fn figure(name: &str, count: u64, ticks: u64) {
     let frequency = tsc_frequency();
     // The console cannot fail.
-    let _ = writeln!(Console, "bench {name} count={count} ticks={ticks} hz={frequency}");
+    let _ = writeln!(
+        Console,
+        "bench {name} count={count} ticks={ticks} hz={frequency}"
+    );
 }
 
 /// Measures `work`.
-fn measure(name: &str, machine: &Machine<'_>, mut work: impl FnMut()) -> TestResult {
+fn measure<T>(name: &str, machine: &Machine<'_>, mut work: impl FnMut() -> T) -> TestResult {
     let count = machine.options.count.max(1);
     for _ in 0..WARM_UP {
-        work();
+        black_box(work());
     }
     let start = tsc();
     for _ in 0..count {
-        work();
+        black_box(work());
     }
     figure(name, count, tsc() - start);
     Ok(())
 }
 
 fn port_read(machine: &Machine<'_>) -> TestResult {
-    measure("port_read", machine, || drop(inb(SCRATCH)))
+    measure("port_read", machine, || inb(SCRATCH))
 }
 
 fn port_write(machine: &Machine<'_>) -> TestResult {
@@ -75,24 +83,24 @@ fn mmio_read(machine: &Machine<'_>) -> TestResult {
     };
     let address = u64::from(address);
     write32(address, 1);
-    measure("mmio_read", machine, || drop(read32(address + 0x10)))
+    measure("mmio_read", machine, || read32(address + 0x10))
 }
 
 fn cpuid_leaf(machine: &Machine<'_>) -> TestResult {
-    measure("cpuid", machine, || drop(cpuid(0)))
+    measure("cpuid", machine, || cpuid(0))
 }
 
 fn msr_read(machine: &Machine<'_>) -> TestResult {
-    measure("msr_read", machine, || drop(rdmsr(HV_X64_MSR_VP_INDEX)))
+    measure("msr_read", machine, || rdmsr(HV_X64_MSR_VP_INDEX))
 }
 
 fn hypercall(machine: &Machine<'_>) -> TestResult {
     crate::machine::hyperv::enable_hypercalls()?;
-    measure("hypercall", machine, || drop(raw(0xfff, 0, 0)))
+    measure("hypercall", machine, || raw(0xfff, 0, 0))
 }
 
 fn apic_read(machine: &Machine<'_>) -> TestResult {
-    measure("apic_read", machine, || drop(apic::read(Register::ID)))
+    measure("apic_read", machine, || apic::read(Register::ID))
 }
 
 fn self_ipi(machine: &Machine<'_>) -> TestResult {
@@ -132,7 +140,9 @@ fn ticks(name: &str, machine: &Machine<'_>, mut arm: impl FnMut()) -> TestResult
 fn timer_tick(machine: &Machine<'_>) -> TestResult {
     apic::write(Register::TIMER_DIVIDE, 0xb);
     apic::write(Register::LVT_TIMER, VECTOR.into());
-    ticks("timer_tick", machine, || apic::write(Register::TIMER_INITIAL, 1))
+    ticks("timer_tick", machine, || {
+        apic::write(Register::TIMER_INITIAL, 1)
+    })
 }
 
 fn timer_tick_by_deadline(machine: &Machine<'_>) -> TestResult {
@@ -160,9 +170,9 @@ fn work(machine: &Machine<'_>) -> TestResult {
     let mut sum = crate::pattern::Checksum::EMPTY;
     let result = measure("work", machine, || {
         for byte in 0..=u8::MAX {
-            sum = core::hint::black_box(sum.with(byte));
+            sum = black_box(sum.with(byte));
         }
     });
-    core::hint::black_box(sum);
+    black_box(sum);
     result
 }

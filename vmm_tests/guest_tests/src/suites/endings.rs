@@ -16,12 +16,24 @@ use x86_64::structures::paging::PhysFrame;
 
 pub(super) const TESTS: &[Test] = &[
     test("end.triple_fault", Needs::Ending, triple_fault),
-    test("end.triple_fault_of_another_vp", Needs::Ending, triple_fault_of_another_vp),
+    test(
+        "end.triple_fault_of_another_vp",
+        Needs::Ending,
+        triple_fault_of_another_vp,
+    ),
     test("end.reset_by_acpi", Needs::Ending, reset_by_acpi),
     test("end.reset_by_msr", Needs::Ending, reset_by_msr),
     test("end.crash_message", Needs::Ending, crash_message),
-    test("end.executes_forbidden_memory", Needs::Ending, executes_forbidden_memory),
-    test("end.page_tables_in_forbidden_memory", Needs::Ending, forbidden_page_tables),
+    test(
+        "end.executes_forbidden_memory",
+        Needs::Ending,
+        executes_forbidden_memory,
+    ),
+    test(
+        "end.page_tables_in_forbidden_memory",
+        Needs::Ending,
+        forbidden_page_tables,
+    ),
 ];
 
 /// Text of the report of `end.crash_message`.

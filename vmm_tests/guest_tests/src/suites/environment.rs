@@ -9,13 +9,41 @@ use hv_defs::cpuid::{HV_CPUID_INTERFACE, HV_CPUID_VENDOR, HV_INTERFACE, HV_VENDO
 use loader_defs::linux::E820_RAM;
 
 pub(super) const TESTS: &[Test] = &[
-    test("environment.probes_see_faults", Needs::Nothing, probes_see_faults),
-    test("environment.hypervisor_is_hyper_v", Needs::Host, hypervisor_is_hyper_v),
-    test("environment.virtualization_is_hidden", Needs::Host, virtualization_is_hidden),
-    test("environment.memory_map_is_in_order", Needs::Nothing, memory_map_is_in_order),
-    test("environment.memory_map_tells_no_secrets", Needs::Nothing, memory_map_tells_no_secrets),
-    test("environment.ram_keeps_what_is_written", Needs::Nothing, ram_keeps_what_is_written),
-    test("environment.apic_ids_are_vp_numbers", Needs::Nothing, apic_ids_are_vp_numbers),
+    test(
+        "environment.probes_see_faults",
+        Needs::Nothing,
+        probes_see_faults,
+    ),
+    test(
+        "environment.hypervisor_is_hyper_v",
+        Needs::Host,
+        hypervisor_is_hyper_v,
+    ),
+    test(
+        "environment.virtualization_is_hidden",
+        Needs::Host,
+        virtualization_is_hidden,
+    ),
+    test(
+        "environment.memory_map_is_in_order",
+        Needs::Nothing,
+        memory_map_is_in_order,
+    ),
+    test(
+        "environment.memory_map_tells_no_secrets",
+        Needs::Nothing,
+        memory_map_tells_no_secrets,
+    ),
+    test(
+        "environment.ram_keeps_what_is_written",
+        Needs::Nothing,
+        ram_keeps_what_is_written,
+    ),
+    test(
+        "environment.apic_ids_are_vp_numbers",
+        Needs::Nothing,
+        apic_ids_are_vp_numbers,
+    ),
 ];
 
 /// CPUID 1, ECX: x2APIC.
@@ -47,7 +75,10 @@ fn hypervisor_is_hyper_v(_: &Machine<'_>) -> TestResult {
     let [interface, ..] = cpuid(HV_CPUID_INTERFACE);
     ensure!(interface == HV_INTERFACE, "interface is {interface:#x}");
     let features = cpuid(1)[2];
-    ensure!(features & X2APIC != 0, "x2APIC is not offered: {features:#x}");
+    ensure!(
+        features & X2APIC != 0,
+        "x2APIC is not offered: {features:#x}"
+    );
     ensure!(
         features & TSC_DEADLINE != 0,
         "TSC deadline is not offered: {features:#x}"
@@ -59,7 +90,10 @@ fn virtualization_is_hidden(_: &Machine<'_>) -> TestResult {
     let features = cpuid(1)[2];
     ensure!(features & VMX == 0, "VMX is offered: {features:#x}");
     let extended = cpuid(0x8000_0001)[2];
-    ensure!(extended & (SVM | SKINIT) == 0, "SVM is offered: {extended:#x}");
+    ensure!(
+        extended & (SVM | SKINIT) == 0,
+        "SVM is offered: {extended:#x}"
+    );
     let svm = cpuid(0x8000_000a);
     ensure!(svm == [0; 4], "the leaf of SVM has {svm:x?}");
     Ok(())
@@ -96,7 +130,11 @@ fn memory_map_tells_no_secrets(machine: &Machine<'_>) -> TestResult {
 }
 
 fn ram_keeps_what_is_written(machine: &Machine<'_>) -> TestResult {
-    let ram = machine.boot.memory_map.iter().filter(|entry| entry.kind == E820_RAM);
+    let ram = machine
+        .boot
+        .memory_map
+        .iter()
+        .filter(|entry| entry.kind == E820_RAM);
     for entry in ram {
         let end = entry.start.saturating_add(entry.size).min(MAPPED_END) & !7;
         let start = entry.start.max(OWN_END).next_multiple_of(8);
@@ -132,13 +170,22 @@ pub(super) fn access(
 }
 
 fn apic_ids_are_vp_numbers(machine: &Machine<'_>) -> TestResult {
-    ensure!(!machine.tables.processors.is_empty(), "the MADT lists no processor");
+    ensure!(
+        !machine.tables.processors.is_empty(),
+        "the MADT lists no processor"
+    );
     for (vp, apic_id) in machine.vps() {
-        ensure!(apic_id as usize == vp, "VP {vp} has APIC id {apic_id} in the MADT");
+        ensure!(
+            apic_id as usize == vp,
+            "VP {vp} has APIC id {apic_id} in the MADT"
+        );
     }
     if let Some(expected) = machine.options.vps {
         let found = machine.tables.processors.len();
-        ensure!(found == expected as usize, "{found} processors, expected {expected}");
+        ensure!(
+            found == expected as usize,
+            "{found} processors, expected {expected}"
+        );
     }
     Ok(())
 }

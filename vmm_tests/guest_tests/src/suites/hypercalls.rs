@@ -14,17 +14,53 @@ use hv_defs::synic::SignalEvent;
 use zerocopy::IntoBytes;
 
 pub(super) const TESTS: &[Test] = &[
-    test("hypercalls.page_needs_an_identity", Needs::Host, page_needs_an_identity),
+    test(
+        "hypercalls.page_needs_an_identity",
+        Needs::Host,
+        page_needs_an_identity,
+    ),
     test("hypercalls.page_works", Needs::Host, page_works),
-    test("hypercalls.malformed_calls_have_a_status", Needs::Host, malformed_calls),
-    test("hypercalls.vtl2s_registers_are_denied", Needs::Host, vtl2s_registers_are_denied),
-    test("hypercalls.vtl2s_protections_are_denied", Needs::Host, vtl2s_protections_are_denied),
-    test("hypercalls.vtl2s_vps_are_denied", Needs::Host, vtl2s_vps_are_denied),
-    test("hypercalls.vtl2s_interrupts_are_denied", Needs::Host, vtl2s_interrupts_are_denied),
-    test("hypercalls.vtl_switches_are_denied", Needs::Host, vtl_switches_are_denied),
+    test(
+        "hypercalls.malformed_calls_have_a_status",
+        Needs::Host,
+        malformed_calls,
+    ),
+    test(
+        "hypercalls.vtl2s_registers_are_denied",
+        Needs::Host,
+        vtl2s_registers_are_denied,
+    ),
+    test(
+        "hypercalls.vtl2s_protections_are_denied",
+        Needs::Host,
+        vtl2s_protections_are_denied,
+    ),
+    test(
+        "hypercalls.vtl2s_vps_are_denied",
+        Needs::Host,
+        vtl2s_vps_are_denied,
+    ),
+    test(
+        "hypercalls.vtl2s_interrupts_are_denied",
+        Needs::Host,
+        vtl2s_interrupts_are_denied,
+    ),
+    test(
+        "hypercalls.vtl_switches_are_denied",
+        Needs::Host,
+        vtl_switches_are_denied,
+    ),
     test("hypercalls.power_is_denied", Needs::Host, power_is_denied),
-    test("hypercalls.connections_do_not_exist", Needs::Host, connections_do_not_exist),
-    test("hypercalls.wild_calls_are_harmless", Needs::Host, wild_calls_are_harmless),
+    test(
+        "hypercalls.connections_do_not_exist",
+        Needs::Host,
+        connections_do_not_exist,
+    ),
+    test(
+        "hypercalls.wild_calls_are_harmless",
+        Needs::Host,
+        wild_calls_are_harmless,
+    ),
 ];
 
 /// A code that no hypervisor has.
@@ -34,15 +70,23 @@ const VP_SELF: u32 = 0xffff_fffe;
 /// `HvCallEnablePartitionVtl`, which only this test needs.
 const ENABLE_PARTITION_VTL: Code = Code(0x000d);
 /// VTL2 as a target: number and "use it".
-const VTL2: HvInputVtl = HvInputVtl::new().with_target_vtl(2).with_use_target_vtl(true);
+const VTL2: HvInputVtl = HvInputVtl::new()
+    .with_target_vtl(2)
+    .with_use_target_vtl(true);
 
 /// Makes a call with these words as input.
 fn words(code: Code, reps: u16, input: &[u64]) -> Result<HvStatus, Fault> {
     for (index, word) in input.iter().enumerate() {
         Page::INPUT.write(index, *word);
     }
-    let control = HypercallControl::new().with_code(code.0).with_rep_count(reps);
-    raw(control.into_bits(), Page::INPUT.address(), Page::OUTPUT.address())
+    let control = HypercallControl::new()
+        .with_code(code.0)
+        .with_rep_count(reps);
+    raw(
+        control.into_bits(),
+        Page::INPUT.address(),
+        Page::OUTPUT.address(),
+    )
 }
 
 /// VP and VTL in the second word of many inputs.
@@ -82,9 +126,15 @@ fn page_needs_an_identity(_: &Machine<'_>) -> TestResult {
 fn page_works(_: &Machine<'_>) -> TestResult {
     enable_hypercalls()?;
     let status = by_page(NO_CODE.into(), 0, 0)?;
-    ensure!(status == HvStatus::INVALID_HYPERCALL_CODE, "page: {status:?}");
+    ensure!(
+        status == HvStatus::INVALID_HYPERCALL_CODE,
+        "page: {status:?}"
+    );
     let status = raw(NO_CODE.into(), 0, 0)?;
-    ensure!(status == HvStatus::INVALID_HYPERCALL_CODE, "instruction: {status:?}");
+    ensure!(
+        status == HvStatus::INVALID_HYPERCALL_CODE,
+        "instruction: {status:?}"
+    );
     // The instruction of the other vendor is no way around.
     let result = vmcall(Registers {
         rcx: NO_CODE.into(),
@@ -99,8 +149,12 @@ fn page_works(_: &Machine<'_>) -> TestResult {
 
 fn malformed_calls(_: &Machine<'_>) -> TestResult {
     enable_hypercalls()?;
-    let signal = HypercallControl::new().with_code(Code::SIGNAL_EVENT.0).into_bits();
-    let post = HypercallControl::new().with_code(Code::POST_MESSAGE.0).into_bits();
+    let signal = HypercallControl::new()
+        .with_code(Code::SIGNAL_EVENT.0)
+        .into_bits();
+    let post = HypercallControl::new()
+        .with_code(Code::POST_MESSAGE.0)
+        .into_bits();
     let input = Page::INPUT.address();
     for (what, control, address) in [
         ("reserved bits", signal | (1 << 27), input),
@@ -120,7 +174,13 @@ fn malformed_calls(_: &Machine<'_>) -> TestResult {
 
 fn vtl2s_registers_are_denied(machine: &Machine<'_>) -> TestResult {
     enable_hypercalls()?;
-    for vp in [VP_SELF, 0, 1, machine.tables.processors.len() as u32, u32::MAX] {
+    for vp in [
+        VP_SELF,
+        0,
+        1,
+        machine.tables.processors.len() as u32,
+        u32::MAX,
+    ] {
         let head = [HV_PARTITION_ID_SELF, target(vp, VTL2)];
         for name in [
             HvRegisterName::RIP,
@@ -134,13 +194,26 @@ fn vtl2s_registers_are_denied(machine: &Machine<'_>) -> TestResult {
         ] {
             let name = u64::from(name.0);
             let get = [head[0], head[1], name];
-            denied("reading a register of VTL2", Code::GET_VP_REGISTERS, 1, &get)?;
+            denied(
+                "reading a register of VTL2",
+                Code::GET_VP_REGISTERS,
+                1,
+                &get,
+            )?;
             let set = [head[0], head[1], name, 0, 0x1000, 0];
-            denied("writing a register of VTL2", Code::SET_VP_REGISTERS, 1, &set)?;
+            denied(
+                "writing a register of VTL2",
+                Code::SET_VP_REGISTERS,
+                1,
+                &set,
+            )?;
         }
     }
     // Nor does it configure VTLs in its own name.
-    for name in [HvRegisterName::VSM_PARTITION_CONFIG, HvRegisterName::REG_PAGE] {
+    for name in [
+        HvRegisterName::VSM_PARTITION_CONFIG,
+        HvRegisterName::REG_PAGE,
+    ] {
         let own = target(VP_SELF, HvInputVtl::new());
         let set = [HV_PARTITION_ID_SELF, own, name.0.into(), 0, 1, 0];
         denied("configuring VTLs", Code::SET_VP_REGISTERS, 1, &set)?;
@@ -157,11 +230,21 @@ fn vtl2s_protections_are_denied(machine: &Machine<'_>) -> TestResult {
         .map(|range| page(range.start))
         .chain([page(Page::ANY.address()), u64::MAX]);
     for page in pages {
-        for vtl in [HvInputVtl::new(), VTL2, VTL2.with_target_vtl(1), VTL2.with_target_vtl(0)] {
+        for vtl in [
+            HvInputVtl::new(),
+            VTL2,
+            VTL2.with_target_vtl(1),
+            VTL2.with_target_vtl(0),
+        ] {
             // Everything is permitted, to the VTL given.
             let flags = 0xf | (u64::from(vtl.into_bits()) << 32);
             let input = [HV_PARTITION_ID_SELF, flags, page];
-            denied("changing protections", Code::MODIFY_VTL_PROTECTION_MASK, 1, &input)?;
+            denied(
+                "changing protections",
+                Code::MODIFY_VTL_PROTECTION_MASK,
+                1,
+                &input,
+            )?;
         }
         let input = [
             HV_PARTITION_ID_SELF,
@@ -170,7 +253,12 @@ fn vtl2s_protections_are_denied(machine: &Machine<'_>) -> TestResult {
             1,
             page,
         ];
-        denied("translating for VTL2", Code::TRANSLATE_VIRTUAL_ADDRESS, 0, &input)?;
+        denied(
+            "translating for VTL2",
+            Code::TRANSLATE_VIRTUAL_ADDRESS,
+            0,
+            &input,
+        )?;
     }
     Ok(())
 }
@@ -193,7 +281,12 @@ fn vtl2s_vps_are_denied(machine: &Machine<'_>) -> TestResult {
         denied("enabling a VTL", ENABLE_PARTITION_VTL, 0, &input)?;
     }
     let input = [HV_PARTITION_ID_SELF, VTL2.into_bits().into(), 0];
-    denied("asking for VTL2's APICs", Code::GET_VP_INDEX_FROM_APIC_ID, 1, &input)
+    denied(
+        "asking for VTL2's APICs",
+        Code::GET_VP_INDEX_FROM_APIC_ID,
+        1,
+        &input,
+    )
 }
 
 fn vtl2s_interrupts_are_denied(_: &Machine<'_>) -> TestResult {
@@ -201,23 +294,43 @@ fn vtl2s_interrupts_are_denied(_: &Machine<'_>) -> TestResult {
     for kind in [0u64, 1, 2, 4, 5, 6, 7] {
         for vtl in [0u64, 1, 2] {
             let input = [HV_PARTITION_ID_SELF, kind, 0, 0x40 | (vtl << 32)];
-            denied("asserting an interrupt", Code::ASSERT_VIRTUAL_INTERRUPT, 0, &input)?;
+            denied(
+                "asserting an interrupt",
+                Code::ASSERT_VIRTUAL_INTERRUPT,
+                0,
+                &input,
+            )?;
         }
     }
     for vtl in [0u64, 2] {
         // VP 0, its VTL, source 7, flag 0.
-        let event = [HV_PARTITION_ID_SELF, vtl << 32, 7 | (0 << 16)];
-        denied("signalling VTL2 directly", Code::SIGNAL_EVENT_DIRECT, 0, &event)?;
+        let event = [HV_PARTITION_ID_SELF, vtl << 32, 7];
+        denied(
+            "signalling VTL2 directly",
+            Code::SIGNAL_EVENT_DIRECT,
+            0,
+            &event,
+        )?;
         let mut message = [0; 35];
         message[0] = HV_PARTITION_ID_SELF;
         message[1] = vtl << 32;
         message[2] = 7 | (1 << 32);
-        denied("posting to VTL2 directly", Code::POST_MESSAGE_DIRECT, 0, &message)?;
+        denied(
+            "posting to VTL2 directly",
+            Code::POST_MESSAGE_DIRECT,
+            0,
+            &message,
+        )?;
     }
     // Access types 7, intercept type I/O port, port 0x3f8.
     for kind in [0u64, 1, 2, 3] {
         let input = [HV_PARTITION_ID_SELF, 7 | (kind << 32), 0x3f8];
-        denied("installing an intercept", Code::INSTALL_INTERCEPT, 0, &input)?;
+        denied(
+            "installing an intercept",
+            Code::INSTALL_INTERCEPT,
+            0,
+            &input,
+        )?;
     }
     Ok(())
 }
@@ -241,7 +354,12 @@ fn vtl_switches_are_denied(_: &Machine<'_>) -> TestResult {
 fn power_is_denied(_: &Machine<'_>) -> TestResult {
     enable_hypercalls()?;
     for state in 1..=5 {
-        denied("a sleep state of the whole machine", Code::ENTER_SLEEP_STATE, 0, &[state])?;
+        denied(
+            "a sleep state of the whole machine",
+            Code::ENTER_SLEEP_STATE,
+            0,
+            &[state],
+        )?;
     }
     Ok(())
 }
@@ -261,7 +379,12 @@ fn connections_do_not_exist(_: &Machine<'_>) -> TestResult {
             };
             let mut bytes = [0; 8];
             bytes.copy_from_slice(event.as_bytes());
-            denied("signalling an event", Code::SIGNAL_EVENT, 0, &[u64::from_le_bytes(bytes)])?;
+            denied(
+                "signalling an event",
+                Code::SIGNAL_EVENT,
+                0,
+                &[u64::from_le_bytes(bytes)],
+            )?;
         }
     }
     Ok(())
@@ -276,7 +399,11 @@ fn wild_calls_are_harmless(machine: &Machine<'_>) -> TestResult {
         state ^= state << 17;
         state
     };
-    let forbidden = machine.options.forbidden().next().map_or(0, |range| range.start);
+    let forbidden = machine
+        .options
+        .forbidden()
+        .next()
+        .map_or(0, |range| range.start);
     for _ in 0..machine.options.count {
         for index in 0..36 {
             let value = match random() % 8 {
@@ -306,7 +433,10 @@ fn wild_calls_are_harmless(machine: &Machine<'_>) -> TestResult {
             _ => Page::OUTPUT.address(),
         };
         match raw(control, address, output) {
-            Ok(_) | Err(Fault { vector: UD | GP, .. }) => {}
+            Ok(_)
+            | Err(Fault {
+                vector: UD | GP, ..
+            }) => {}
             Err(fault) => return Err(fault.into()),
         }
     }

@@ -8,11 +8,31 @@ use crate::report::TestResult;
 use x86_defs::msr::EFER;
 
 pub(super) const TESTS: &[Test] = &[
-    test("instructions.svm_does_not_exist", Needs::Host, svm_does_not_exist),
-    test("instructions.svm_cannot_be_enabled", Needs::Host, svm_cannot_be_enabled),
-    test("instructions.vmx_does_not_exist", Needs::Host, vmx_does_not_exist),
-    test("instructions.smm_cannot_be_left", Needs::Nothing, smm_cannot_be_left),
-    test("instructions.xsetbv_is_checked", Needs::Nothing, xsetbv_is_checked),
+    test(
+        "instructions.svm_does_not_exist",
+        Needs::Host,
+        svm_does_not_exist,
+    ),
+    test(
+        "instructions.svm_cannot_be_enabled",
+        Needs::Host,
+        svm_cannot_be_enabled,
+    ),
+    test(
+        "instructions.vmx_does_not_exist",
+        Needs::Host,
+        vmx_does_not_exist,
+    ),
+    test(
+        "instructions.smm_cannot_be_left",
+        Needs::Nothing,
+        smm_cannot_be_left,
+    ),
+    test(
+        "instructions.xsetbv_is_checked",
+        Needs::Nothing,
+        xsetbv_is_checked,
+    ),
 ];
 
 /// EFER: SVM.
@@ -53,7 +73,10 @@ fn svm_cannot_be_enabled(_: &Machine<'_>) -> TestResult {
     ensure!(before & SVME == 0, "EFER is {before:#x}");
     let result = wrmsr(EFER, before | SVME);
     let after = rdmsr(EFER)?;
-    ensure!(after == before, "EFER is {after:#x} afterwards, expected {before:#x}");
+    ensure!(
+        after == before,
+        "EFER is {after:#x} afterwards, expected {before:#x}"
+    );
     ensure!(
         result.is_ok() || result.is_err_and(|fault| fault.vector == GP),
         "{result:?}"

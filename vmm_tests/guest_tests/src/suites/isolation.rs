@@ -16,12 +16,36 @@ use hv_defs::msr::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    test("isolation.reading_gives_nothing", Needs::Host, reading_gives_nothing),
-    test("isolation.writing_changes_nothing", Needs::Host, writing_changes_nothing),
-    test("isolation.reading_and_writing_in_one_does_nothing", Needs::Host, atomics_do_nothing),
-    test("isolation.strings_give_nothing", Needs::Host, strings_give_nothing),
-    test("isolation.hypercalls_do_not_reach_it", Needs::Host, hypercalls_do_not_reach_it),
-    test("isolation.overlay_pages_do_not_reach_it", Needs::Host, overlays_do_not_reach_it),
+    test(
+        "isolation.reading_gives_nothing",
+        Needs::Host,
+        reading_gives_nothing,
+    ),
+    test(
+        "isolation.writing_changes_nothing",
+        Needs::Host,
+        writing_changes_nothing,
+    ),
+    test(
+        "isolation.reading_and_writing_in_one_does_nothing",
+        Needs::Host,
+        atomics_do_nothing,
+    ),
+    test(
+        "isolation.strings_give_nothing",
+        Needs::Host,
+        strings_give_nothing,
+    ),
+    test(
+        "isolation.hypercalls_do_not_reach_it",
+        Needs::Host,
+        hypercalls_do_not_reach_it,
+    ),
+    test(
+        "isolation.overlay_pages_do_not_reach_it",
+        Needs::Host,
+        overlays_do_not_reach_it,
+    ),
 ];
 
 /// Places in each range.
@@ -69,7 +93,11 @@ fn writing_changes_nothing(machine: &Machine<'_>) -> TestResult {
 
 fn atomics_do_nothing(machine: &Machine<'_>) -> TestResult {
     for address in addresses(machine)? {
-        let all = [probe::xchg32 as probe::Instruction, probe::or32, probe::and32];
+        let all = [
+            probe::xchg32 as probe::Instruction,
+            probe::or32,
+            probe::and32,
+        ];
         for instruction in all {
             let _ = access(instruction, address, 0);
             let found = access(probe::load32, address, 0);
@@ -89,7 +117,10 @@ fn strings_give_nothing(machine: &Machine<'_>) -> TestResult {
             ..Default::default()
         });
         let found = Page::ANY.read(0);
-        ensure!(found == u64::MAX, "copying {address:#x}: {copied:x?}, {found:#x}");
+        ensure!(
+            found == u64::MAX,
+            "copying {address:#x}: {copied:x?}, {found:#x}"
+        );
         let _ = probe::rep_stosd(Registers {
             rdi: address,
             rcx: 2,

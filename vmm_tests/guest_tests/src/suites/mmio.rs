@@ -8,11 +8,27 @@ use crate::machine::probe::{self, Instruction, Registers};
 use crate::report::{Failure, TestResult};
 
 pub(super) const TESTS: &[Test] = &[
-    test("mmio.io_apic_tells_what_it_is", Needs::Nothing, io_apic_tells_what_it_is),
-    test("mmio.io_apic_entries_keep_their_bits", Needs::Nothing, io_apic_entries_keep_their_bits),
-    test("mmio.every_form_of_instruction_works", Needs::Nothing, every_form_of_instruction_works),
+    test(
+        "mmio.io_apic_tells_what_it_is",
+        Needs::Nothing,
+        io_apic_tells_what_it_is,
+    ),
+    test(
+        "mmio.io_apic_entries_keep_their_bits",
+        Needs::Nothing,
+        io_apic_entries_keep_their_bits,
+    ),
+    test(
+        "mmio.every_form_of_instruction_works",
+        Needs::Nothing,
+        every_form_of_instruction_works,
+    ),
     test("mmio.strings_work", Needs::Nothing, strings_work),
-    test("mmio.unclaimed_memory_reads_ones", Needs::Host, unclaimed_memory_reads_ones),
+    test(
+        "mmio.unclaimed_memory_reads_ones",
+        Needs::Host,
+        unclaimed_memory_reads_ones,
+    ),
 ];
 
 /// Offset of the window.
@@ -64,8 +80,14 @@ impl IoApic {
 
 fn io_apic_tells_what_it_is(machine: &Machine<'_>) -> TestResult {
     let version = IoApic::find(machine)?.read(1);
-    ensure!(version >> 16 & 0xff == 23, "version is {version:#x}, expected 24 pins");
-    ensure!(matches!(version & 0xff, 0x11 | 0x20), "version is {version:#x}");
+    ensure!(
+        version >> 16 & 0xff == 23,
+        "version is {version:#x}, expected 24 pins"
+    );
+    ensure!(
+        matches!(version & 0xff, 0x11 | 0x20),
+        "version is {version:#x}"
+    );
     Ok(())
 }
 
@@ -76,7 +98,10 @@ fn io_apic_entries_keep_their_bits(machine: &Machine<'_>) -> TestResult {
         io_apic.write(low, value);
         let found = io_apic.read(low);
         // Bits 12 and 14 are read only.
-        ensure!(found == value & !0x5000, "entry is {found:#x}, expected {value:#x}");
+        ensure!(
+            found == value & !0x5000,
+            "entry is {found:#x}, expected {value:#x}"
+        );
     }
     io_apic.write(low + 1, 0x0300_0000);
     let found = io_apic.read(low + 1);
@@ -91,7 +116,10 @@ fn every_form_of_instruction_works(machine: &Machine<'_>) -> TestResult {
     let low = 0x10 + 2 * SPARE_PIN;
     let expect = |what: &str, expected: u32| -> TestResult {
         let found = io_apic.read(low);
-        ensure!(found == expected, "{what}: entry is {found:#x}, expected {expected:#x}");
+        ensure!(
+            found == expected,
+            "{what}: entry is {found:#x}, expected {expected:#x}"
+        );
         Ok(())
     };
     let step = |instruction: Instruction, value: u64| access(instruction, window, value);
@@ -109,7 +137,10 @@ fn every_form_of_instruction_works(machine: &Machine<'_>) -> TestResult {
     step(probe::store_constant, 0)?;
     // 0x12345678 without what is reserved or read only, and unmasked: pin 20 is idle.
     let constant = io_apic.read(low);
-    ensure!(constant & 0xff == 0x78, "MOV of a constant: entry is {constant:#x}");
+    ensure!(
+        constant & 0xff == 0x78,
+        "MOV of a constant: entry is {constant:#x}"
+    );
     io_apic.write(low, MASKED | 0x45);
 
     let value = u64::from(MASKED | 0x45);
@@ -125,7 +156,10 @@ fn every_form_of_instruction_works(machine: &Machine<'_>) -> TestResult {
     ];
     for (instruction, rax, expected, what) in one {
         let found = step(instruction, rax)?;
-        ensure!(found == expected, "{what} gives {found:#x}, expected {expected:#x}");
+        ensure!(
+            found == expected,
+            "{what} gives {found:#x}, expected {expected:#x}"
+        );
     }
     expect("reading", MASKED | 0x45)?;
     io_apic.write(low, MASKED);
@@ -147,7 +181,10 @@ fn strings_work(machine: &Machine<'_>) -> TestResult {
     })?;
     ensure!(r.rcx == 0 && r.rsi == Page::ANY.address() + 4, "{r:x?}");
     let found = io_apic.read(low);
-    ensure!(found == value, "MOVSD: entry is {found:#x}, expected {value:#x}");
+    ensure!(
+        found == value,
+        "MOVSD: entry is {found:#x}, expected {value:#x}"
+    );
     // From the register to memory.
     Page::ANY.write(0, 0);
     probe::rep_movsd(Registers {
@@ -157,7 +194,10 @@ fn strings_work(machine: &Machine<'_>) -> TestResult {
         ..Default::default()
     })?;
     let found = Page::ANY.read(0);
-    ensure!(found == value.into(), "MOVSD: read {found:#x}, expected {value:#x}");
+    ensure!(
+        found == value.into(),
+        "MOVSD: read {found:#x}, expected {value:#x}"
+    );
     probe::rep_stosd(Registers {
         rdi: io_apic.0 + WINDOW,
         rcx: 1,
@@ -165,7 +205,10 @@ fn strings_work(machine: &Machine<'_>) -> TestResult {
         ..Default::default()
     })?;
     let found = io_apic.read(low);
-    ensure!(found == MASKED, "STOSD: entry is {found:#x}, expected {MASKED:#x}");
+    ensure!(
+        found == MASKED,
+        "STOSD: entry is {found:#x}, expected {MASKED:#x}"
+    );
     Ok(())
 }
 
@@ -174,7 +217,10 @@ fn unclaimed_memory_reads_ones(_: &Machine<'_>) -> TestResult {
         for (store, load, ones) in SIZES {
             access(store, address, 0x1122_3344_5566_7788)?;
             let found = access(load, address, 0)?;
-            ensure!(found == ones, "at {address:#x} is {found:#x}, expected {ones:#x}");
+            ensure!(
+                found == ones,
+                "at {address:#x} is {found:#x}, expected {ones:#x}"
+            );
         }
     }
     Ok(())

@@ -21,7 +21,8 @@ use crate::boot_info::{BootInfo, BootInfoError, StartInfo};
 use crate::machine::console::Console;
 use crate::machine::entry::Start;
 use crate::machine::memory::{self, Physical};
-use crate::machine::{hyperv, interrupts, power, vps};
+use crate::machine::ports::outb;
+use crate::machine::{apic as apic_hw, hyperv, interrupts, power, vps};
 use crate::options::Options;
 use crate::report::{Failure, Reporter, TestResult};
 use core::fmt::Write;
@@ -95,11 +96,17 @@ impl Machine<'_> {
         self.tables.processors.iter().copied().enumerate()
     }
 
-    /// The same without VP 0, all of them running.
-    fn other_vps(&self) -> Result<impl Iterator<Item = (usize, u32)> + '_, Failure> {
+    /// Starts those that do not run yet.
+    fn start_all(&self) -> TestResult {
         for (vp, apic_id) in self.vps() {
             crate::ensure!(vps::start(vp, apic_id), "VP {vp} does not start");
         }
+        Ok(())
+    }
+
+    /// The VPs without VP 0, all of them running.
+    fn other_vps(&self) -> Result<impl Iterator<Item = (usize, u32)> + '_, Failure> {
+        self.start_all()?;
         Ok(self.vps().skip(1))
     }
 
@@ -133,7 +140,11 @@ pub(crate) fn run(start: Start) -> ! {
     if let Some(name) = options.unknown(tests.clone().map(|test| test.name)) {
         fatal(&format_args!("there is no test {name:?}"));
     }
-    crate::machine::apic::enable();
+    // Where there are 8259s, their interrupts would look like exceptions.
+    for port in [0x21, 0xa1] {
+        outb(port, u8::MAX);
+    }
+    apic_hw::enable();
     let machine = Machine {
         boot,
         tables,

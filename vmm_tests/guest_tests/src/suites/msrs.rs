@@ -9,11 +9,27 @@ use hv_defs::msr::{HV_X64_MSR_SYNTHETIC_LAST, HV_X64_MSR_VP_INDEX};
 use x86_defs::msr::{APIC_BASE, PATCH_LEVEL, SYSCFG, VM_CR, VM_HSAVE_PA};
 
 pub(super) const TESTS: &[Test] = &[
-    test("msrs.hypervisors_registers_are_not_there", Needs::Host, not_there),
+    test(
+        "msrs.hypervisors_registers_are_not_there",
+        Needs::Host,
+        not_there,
+    ),
     test("msrs.apic_does_not_move", Needs::Host, apic_does_not_move),
-    test("msrs.apic_has_no_illegal_mode", Needs::Host, apic_has_no_illegal_mode),
-    test("msrs.own_number_is_read_only", Needs::Host, own_number_is_read_only),
-    test("msrs.wild_accesses_are_harmless", Needs::Host, wild_accesses_are_harmless),
+    test(
+        "msrs.apic_has_no_illegal_mode",
+        Needs::Host,
+        apic_has_no_illegal_mode,
+    ),
+    test(
+        "msrs.own_number_is_read_only",
+        Needs::Host,
+        own_number_is_read_only,
+    ),
+    test(
+        "msrs.wild_accesses_are_harmless",
+        Needs::Host,
+        wild_accesses_are_harmless,
+    ),
 ];
 
 /// Intel: update of the microcode. AMD: the same.
@@ -87,7 +103,9 @@ fn own_number_is_read_only(_: &Machine<'_>) -> TestResult {
 fn wild_accesses_are_harmless(machine: &Machine<'_>) -> TestResult {
     let mut state = 1u64;
     let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         state >> 16
     };
     for _ in 0..machine.options.count {

@@ -10,16 +10,44 @@ use crate::machine::probe::{self, Registers};
 use crate::report::TestResult;
 
 pub(super) const TESTS: &[Test] = &[
-    test("ports.unclaimed_ports_read_ones", Needs::Nothing, unclaimed_ports_read_ones),
-    test("ports.unclaimed_ports_read_ones_by_strings", Needs::Nothing, unclaimed_by_strings),
-    test("ports.registers_take_strings", Needs::Nothing, registers_take_strings),
-    test("ports.strings_go_backwards", Needs::Nothing, strings_go_backwards),
+    test(
+        "ports.unclaimed_ports_read_ones",
+        Needs::Nothing,
+        unclaimed_ports_read_ones,
+    ),
+    test(
+        "ports.unclaimed_ports_read_ones_by_strings",
+        Needs::Nothing,
+        unclaimed_by_strings,
+    ),
+    test(
+        "ports.registers_take_strings",
+        Needs::Nothing,
+        registers_take_strings,
+    ),
+    test(
+        "ports.strings_go_backwards",
+        Needs::Nothing,
+        strings_go_backwards,
+    ),
     test("ports.pci_has_no_devices", Needs::Host, pci_has_no_devices),
     test("ports.clock_has_a_date", Needs::Nothing, clock_has_a_date),
-    test("ports.clock_is_read_by_immediates", Needs::Nothing, clock_is_read_by_immediates),
+    test(
+        "ports.clock_is_read_by_immediates",
+        Needs::Nothing,
+        clock_is_read_by_immediates,
+    ),
     test("ports.pm_timer_counts", Needs::Nothing, pm_timer_counts),
-    test("ports.hosts_ports_are_not_reached", Needs::Host, hosts_ports_are_not_reached),
-    test("ports.wild_accesses_are_harmless", Needs::Host, wild_accesses_are_harmless),
+    test(
+        "ports.hosts_ports_are_not_reached",
+        Needs::Host,
+        hosts_ports_are_not_reached,
+    ),
+    test(
+        "ports.wild_accesses_are_harmless",
+        Needs::Host,
+        wild_accesses_are_harmless,
+    ),
 ];
 
 /// Ports that no PC has.
@@ -55,7 +83,10 @@ fn unclaimed_ports_read_ones(_: &Machine<'_>) -> TestResult {
             (probe::in32, 0xffff_ffff),
         ] {
             let found = instruction(wide)?.rax;
-            ensure!(found == expected, "RAX is {found:#x}, expected {expected:#x}");
+            ensure!(
+                found == expected,
+                "RAX is {found:#x}, expected {expected:#x}"
+            );
         }
     }
     Ok(())
@@ -86,7 +117,11 @@ fn unclaimed_by_strings(_: &Machine<'_>) -> TestResult {
             r.rdi
         );
         for address in start - 8..end + 8 {
-            let expected = if (start..end).contains(&address) { 0xff } else { 0 };
+            let expected = if (start..end).contains(&address) {
+                0xff
+            } else {
+                0
+            };
             let found = crate::machine::memory::read8(address);
             ensure!(found == expected, "byte at {address:#x} is {found:#x}");
         }
@@ -98,7 +133,10 @@ fn registers_take_strings(_: &Machine<'_>) -> TestResult {
     for value in [0x00, 0x5a, 0xff, 0x81] {
         outb(SCRATCH, value);
         let found = inb(SCRATCH);
-        ensure!(found == value, "scratch register is {found:#x}, expected {value:#x}");
+        ensure!(
+            found == value,
+            "scratch register is {found:#x}, expected {value:#x}"
+        );
     }
     Page::ANY.write(0, u64::from_le_bytes(*b"abcdefgh"));
     let start = Page::ANY.address();
@@ -108,9 +146,17 @@ fn registers_take_strings(_: &Machine<'_>) -> TestResult {
         rdx: SCRATCH.into(),
         ..Default::default()
     })?;
-    ensure!(r.rcx == 0 && r.rsi == start + 5, "RCX {:#x}, RSI {:#x}", r.rcx, r.rsi);
+    ensure!(
+        r.rcx == 0 && r.rsi == start + 5,
+        "RCX {:#x}, RSI {:#x}",
+        r.rcx,
+        r.rsi
+    );
     let found = inb(SCRATCH);
-    ensure!(found == b'e', "scratch register is {found:#x}, expected that of `e`");
+    ensure!(
+        found == b'e',
+        "scratch register is {found:#x}, expected that of `e`"
+    );
     // No repetition at all is no access.
     probe::rep_outsb(Registers {
         rsi: start,
@@ -118,7 +164,10 @@ fn registers_take_strings(_: &Machine<'_>) -> TestResult {
         ..Default::default()
     })?;
     let found = inb(SCRATCH);
-    ensure!(found == b'e', "scratch register is {found:#x} after no output");
+    ensure!(
+        found == b'e',
+        "scratch register is {found:#x} after no output"
+    );
     Ok(())
 }
 
@@ -131,7 +180,12 @@ fn strings_go_backwards(_: &Machine<'_>) -> TestResult {
         rdx: SCRATCH.into(),
         ..Default::default()
     })?;
-    ensure!(r.rdi == start - 1, "RDI is {:#x}, expected {:#x}", r.rdi, start - 1);
+    ensure!(
+        r.rdi == start - 1,
+        "RDI is {:#x}, expected {:#x}",
+        r.rdi,
+        start - 1
+    );
     let found = Page::ANY.read(1);
     ensure!(found == 0x77, "read {found:#x}, expected 0x77");
     Ok(())
@@ -142,7 +196,10 @@ fn pci_has_no_devices(_: &Machine<'_>) -> TestResult {
         let address = 0x8000_0000 | (device << 11);
         outl(PCI.0, address);
         let found = inl(PCI.0);
-        ensure!(found == address, "address is {found:#x}, expected {address:#x}");
+        ensure!(
+            found == address,
+            "address is {found:#x}, expected {address:#x}"
+        );
         let found = (inl(PCI.1), inw(PCI.1 + 2), inb(PCI.1 + 3));
         ensure!(
             found == (u32::MAX, u16::MAX, u8::MAX),
@@ -234,19 +291,30 @@ fn wild_accesses_are_harmless(machine: &Machine<'_>) -> TestResult {
     ];
     let mut state = 1u64;
     for _ in 0..machine.options.count.min(512) {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         let port = (state >> 40) as u16;
         let (first, last) = (port.saturating_sub(3), port.saturating_add(3));
-        if keep_away.iter().any(|range| *range.end() >= first && *range.start() <= last) {
+        if keep_away
+            .iter()
+            .any(|range| *range.end() >= first && *range.start() <= last)
+        {
             continue;
         }
         match state >> 60 & 7 {
             0 => outb(port, state as u8),
             1 => outw(port, state as u16),
             2 => outl(port, state as u32),
-            3 => drop(inw(port)),
-            4 => drop(inl(port)),
-            _ => drop(inb(port)),
+            3 => {
+                inw(port);
+            }
+            4 => {
+                inl(port);
+            }
+            _ => {
+                inb(port);
+            }
         }
     }
     spin(1000);

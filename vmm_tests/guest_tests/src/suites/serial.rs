@@ -74,7 +74,10 @@ fn echoes(machine: &Machine<'_>) -> TestResult {
     for expected in Pattern::new(SEED_RECEIVED).take(count) {
         let byte = get()?;
         put(byte);
-        ensure!(byte == expected, "received {byte:#x}, expected {expected:#x}");
+        ensure!(
+            byte == expected,
+            "received {byte:#x}, expected {expected:#x}"
+        );
     }
     put(b'\n');
     Ok(())

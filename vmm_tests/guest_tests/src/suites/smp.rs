@@ -15,15 +15,35 @@ use x86_64::instructions::interrupts;
 
 pub(super) const TESTS: &[Test] = &[
     test("smp.all_vps_start", Needs::Vps, all_vps_start),
-    test("smp.vps_know_who_they_are", Needs::Vps, vps_know_who_they_are),
-    test("smp.interrupts_reach_each_vp", Needs::Vps, interrupts_reach_each_vp),
+    test(
+        "smp.vps_know_who_they_are",
+        Needs::Vps,
+        vps_know_who_they_are,
+    ),
+    test(
+        "smp.interrupts_reach_each_vp",
+        Needs::Vps,
+        interrupts_reach_each_vp,
+    ),
     test("smp.broadcasts_reach_all", Needs::Vps, broadcasts_reach_all),
     test("smp.nmis_reach_each_vp", Needs::Vps, nmis_reach_each_vp),
-    test("smp.vps_answer_each_other", Needs::Vps, vps_answer_each_other),
+    test(
+        "smp.vps_answer_each_other",
+        Needs::Vps,
+        vps_answer_each_other,
+    ),
     test("smp.memory_is_common", Needs::Vps, memory_is_common),
     test("smp.time_never_goes_back", Needs::Vps, time_never_goes_back),
-    test("smp.vps_start_again_after_init", Needs::Vps, vps_start_again_after_init),
-    test("smp.starting_a_running_vp_does_nothing", Needs::Vps, starting_a_running_vp),
+    test(
+        "smp.vps_start_again_after_init",
+        Needs::Vps,
+        vps_start_again_after_init,
+    ),
+    test(
+        "smp.starting_a_running_vp_does_nothing",
+        Needs::Vps,
+        starting_a_running_vp,
+    ),
 ];
 
 /// A vector between VPs.
@@ -46,13 +66,19 @@ fn look_at_oneself() {
     let by_apic = u64::from(apic::id());
     let by_cpuid = u64::from(cpuid(1)[1] >> 24);
     let index = rdmsr(HV_X64_MSR_VP_INDEX).unwrap_or(0xff);
-    FOUND[current()].store(by_apic | (by_cpuid << 16) | (index << 32), Ordering::Release);
+    FOUND[current()].store(
+        by_apic | (by_cpuid << 16) | (index << 32),
+        Ordering::Release,
+    );
     FOUND_TOPOLOGY[current()].store(cpuid_subleaf(0xb, 0)[3], Ordering::Release);
 }
 
 fn vps_know_who_they_are(machine: &Machine<'_>) -> TestResult {
     for (vp, apic_id) in machine.other_vps()? {
-        ensure!(vps::run_on(vp, apic_id, look_at_oneself), "VP {vp} does nothing");
+        ensure!(
+            vps::run_on(vp, apic_id, look_at_oneself),
+            "VP {vp} does nothing"
+        );
         let found = FOUND[vp].load(Ordering::Acquire);
         let (by_apic, by_cpuid, index) = (found & 0xffff, found >> 16 & 0xffff, found >> 32);
         let expected = u64::from(apic_id);
@@ -63,7 +89,10 @@ fn vps_know_who_they_are(machine: &Machine<'_>) -> TestResult {
         if machine.has_host {
             ensure!(index == vp as u64, "VP {vp} has number {index}");
             let topology = FOUND_TOPOLOGY[vp].load(Ordering::Acquire);
-            ensure!(topology == apic_id, "VP {vp} has x2APIC id {topology} in CPUID");
+            ensure!(
+                topology == apic_id,
+                "VP {vp} has x2APIC id {topology} in CPUID"
+            );
         }
     }
     Ok(())
@@ -84,7 +113,7 @@ fn interrupts_reach_each_vp(machine: &Machine<'_>) -> TestResult {
 }
 
 fn broadcasts_reach_all(machine: &Machine<'_>) -> TestResult {
-    machine.other_vps()?;
+    machine.start_all()?;
     for (shorthand, itself) in [(TO_OTHERS, 0), (TO_ALL, 1)] {
         let mut before = [0; MAX_PROCESSORS];
         for (vp, _) in machine.vps() {
@@ -103,7 +132,10 @@ fn broadcasts_reach_all(machine: &Machine<'_>) -> TestResult {
             );
         }
         interrupts::disable();
-        ensure!(count(0, VECTOR) == before[0] + itself, "it reaches its sender");
+        ensure!(
+            count(0, VECTOR) == before[0] + itself,
+            "it reaches its sender"
+        );
     }
     Ok(())
 }
@@ -175,14 +207,18 @@ fn add() {
 }
 
 fn memory_is_common(machine: &Machine<'_>) -> TestResult {
-    let others = machine.other_vps()?.count() as u64;
+    machine.start_all()?;
+    let others = machine.tables.processors.len() as u64 - 1;
     SUM.store(0, Ordering::Release);
     for (vp, apic_id) in machine.vps().skip(1) {
         ensure!(vps::begin_on(vp, apic_id, add), "VP {vp} is busy");
     }
     add();
     for (vp, _) in machine.vps().skip(1) {
-        ensure!(wait_for(|| vps::is_idle(vp)), "VP {vp} does not come to an end");
+        ensure!(
+            wait_for(|| vps::is_idle(vp)),
+            "VP {vp} does not come to an end"
+        );
     }
     let (found, expected) = (SUM.load(Ordering::Acquire), (others + 1) * ROUNDS);
     ensure!(found == expected, "the sum is {found}, expected {expected}");
@@ -204,17 +240,23 @@ fn watch_time() {
 }
 
 fn time_never_goes_back(machine: &Machine<'_>) -> TestResult {
-    machine.other_vps()?;
+    machine.start_all()?;
     LATEST.store(0, Ordering::SeqCst);
     for (vp, apic_id) in machine.vps().skip(1) {
         ensure!(vps::begin_on(vp, apic_id, watch_time), "VP {vp} is busy");
     }
     watch_time();
     for (vp, _) in machine.vps().skip(1) {
-        ensure!(wait_for(|| vps::is_idle(vp)), "VP {vp} does not come to an end");
+        ensure!(
+            wait_for(|| vps::is_idle(vp)),
+            "VP {vp} does not come to an end"
+        );
     }
     let back = BACKWARDS.load(Ordering::SeqCst);
-    ensure!(back == 0, "the time stamp counter differs by {back} between VPs");
+    ensure!(
+        back == 0,
+        "the time stamp counter differs by {back} between VPs"
+    );
     Ok(())
 }
 
@@ -222,8 +264,14 @@ fn vps_start_again_after_init(machine: &Machine<'_>) -> TestResult {
     for (vp, apic_id) in machine.other_vps()? {
         for round in 1..=3 {
             vps::forget(vp);
-            ensure!(vps::start(vp, apic_id), "VP {vp} does not start again, round {round}");
-            ensure!(vps::run_on(vp, apic_id, look_at_oneself), "VP {vp} does nothing");
+            ensure!(
+                vps::start(vp, apic_id),
+                "VP {vp} does not start again, round {round}"
+            );
+            ensure!(
+                vps::run_on(vp, apic_id, look_at_oneself),
+                "VP {vp} does nothing"
+            );
         }
         // INIT alone stops it.
         let before = count(vp, VECTOR);
@@ -241,7 +289,10 @@ fn vps_start_again_after_init(machine: &Machine<'_>) -> TestResult {
 fn starting_a_running_vp(machine: &Machine<'_>) -> TestResult {
     for (vp, apic_id) in machine.other_vps()? {
         apic::send(apic_id, apic::STARTUP | 0x10);
-        ensure!(vps::run_on(vp, apic_id, look_at_oneself), "VP {vp} does nothing");
+        ensure!(
+            vps::run_on(vp, apic_id, look_at_oneself),
+            "VP {vp} does nothing"
+        );
     }
     Ok(())
 }

@@ -13,16 +13,40 @@ use x86_64::instructions::interrupts;
 use x86_defs::apic::{self as apic_defs, ApicRegister as Register};
 
 pub(super) const TESTS: &[Test] = &[
-    test("timer.counts_down_and_fires_once", Needs::Nothing, fires_once),
-    test("timer.fires_again_and_again", Needs::Nothing, fires_again_and_again),
-    test("timer.masked_does_not_fire", Needs::Nothing, masked_does_not_fire),
+    test(
+        "timer.counts_down_and_fires_once",
+        Needs::Nothing,
+        fires_once,
+    ),
+    test(
+        "timer.fires_again_and_again",
+        Needs::Nothing,
+        fires_again_and_again,
+    ),
+    test(
+        "timer.masked_does_not_fire",
+        Needs::Nothing,
+        masked_does_not_fire,
+    ),
     test("timer.can_be_stopped", Needs::Nothing, can_be_stopped),
     test("timer.wakes_from_halt", Needs::Nothing, wakes_from_halt),
     test("timer.is_never_early", Needs::Host, is_never_early),
     test("timer.divider_divides", Needs::Host, divider_divides),
-    test("timer.tsc_deadline_fires_once", Needs::Nothing, tsc_deadline_fires_once),
-    test("timer.tsc_deadline_is_never_early", Needs::Nothing, tsc_deadline_is_never_early),
-    test("timer.tsc_deadline_can_be_stopped", Needs::Nothing, tsc_deadline_can_be_stopped),
+    test(
+        "timer.tsc_deadline_fires_once",
+        Needs::Nothing,
+        tsc_deadline_fires_once,
+    ),
+    test(
+        "timer.tsc_deadline_is_never_early",
+        Needs::Nothing,
+        tsc_deadline_is_never_early,
+    ),
+    test(
+        "timer.tsc_deadline_can_be_stopped",
+        Needs::Nothing,
+        tsc_deadline_can_be_stopped,
+    ),
 ];
 
 /// Vector of the timer.
@@ -106,7 +130,10 @@ fn fires_again_and_again(_: &Machine<'_>) -> TestResult {
     interrupts::enable();
     spin(10_000_000);
     interrupts::disable();
-    ensure!(count_here(VECTOR) == stopped, "it fires after it was stopped");
+    ensure!(
+        count_here(VECTOR) == stopped,
+        "it fires after it was stopped"
+    );
     Ok(())
 }
 
@@ -201,12 +228,18 @@ fn tsc_deadline_fires_once(_: &Machine<'_>) -> TestResult {
         let before = count_here(VECTOR);
         // One in the past fires at once.
         wrmsr(apic_defs::TSC_DEADLINE, 1)?;
-        ensure!(wait_for(|| count_here(VECTOR) != before), "it does not fire");
+        ensure!(
+            wait_for(|| count_here(VECTOR) != before),
+            "it does not fire"
+        );
         spin(1_000_000);
         let count = count_here(VECTOR).wrapping_sub(before);
         ensure!(count == 1, "it fires {count} times, expected once");
         let armed = rdmsr(apic_defs::TSC_DEADLINE)?;
-        ensure!(armed == 0, "the deadline is {armed:#x} afterwards, expected 0");
+        ensure!(
+            armed == 0,
+            "the deadline is {armed:#x} afterwards, expected 0"
+        );
         Ok(())
     })
 }
@@ -217,9 +250,15 @@ fn tsc_deadline_is_never_early(_: &Machine<'_>) -> TestResult {
             let before = count_here(VECTOR);
             let deadline = tsc() + ticks;
             wrmsr(apic_defs::TSC_DEADLINE, deadline)?;
-            ensure!(wait_for(|| count_here(VECTOR) != before), "it does not fire");
+            ensure!(
+                wait_for(|| count_here(VECTOR) != before),
+                "it does not fire"
+            );
             let now = tsc();
-            ensure!(now >= deadline, "it fires at {now}, expected {deadline} or later");
+            ensure!(
+                now >= deadline,
+                "it fires at {now}, expected {deadline} or later"
+            );
         }
         Ok(())
     })
@@ -231,7 +270,10 @@ fn tsc_deadline_can_be_stopped(_: &Machine<'_>) -> TestResult {
         let deadline = tsc() + 50_000_000_000;
         wrmsr(apic_defs::TSC_DEADLINE, deadline)?;
         let armed = rdmsr(apic_defs::TSC_DEADLINE)?;
-        ensure!(armed == deadline, "deadline is {armed:#x}, expected {deadline:#x}");
+        ensure!(
+            armed == deadline,
+            "deadline is {armed:#x}, expected {deadline:#x}"
+        );
         wrmsr(apic_defs::TSC_DEADLINE, 0)?;
         let armed = rdmsr(apic_defs::TSC_DEADLINE)?;
         ensure!(armed == 0, "deadline is {armed:#x}, expected 0");
