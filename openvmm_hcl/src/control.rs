@@ -22,6 +22,10 @@ use crate::requests::StartOptions;
 use crate::state::Paravisor;
 use crate::state::Phase;
 use crate::state::RunningWorker;
+use boot_events::GUEST_CRASHED_PREFIX;
+use boot_events::GUEST_POWERED_OFF;
+use boot_events::GUEST_RESET_PREFIX;
+use boot_events::GUEST_STOPPED_PREFIX;
 use boot_events::PARAVISOR_PREFIX;
 use boot_events::WORKER_DIED_PREFIX;
 use boot_events::WORKER_READY_PREFIX;
@@ -40,7 +44,9 @@ use tokio::signal::unix::Signal as SignalStream;
 use tokio::sync::mpsc;
 use underhill_core::PERSONA;
 use underhill_core::Parameters;
+use underhill_core::protocol::GuestEvent;
 use underhill_core::protocol::MemoryRange;
+use underhill_core::protocol::OnGuestCrash;
 use underhill_core::protocol::Settings;
 use underhill_core::protocol::Topology;
 
@@ -248,7 +254,46 @@ impl Controller {
                     self.up();
                 }
             }
+            Report::Guest(event) => self.guest(event),
             Report::Ended(end) => self.ended(end),
+        }
+    }
+
+    /// Something has become of the guest.
+    fn guest(&mut self, guest: GuestEvent) {
+        match &guest {
+            GuestEvent::Reset { source, count } => {
+                event(
+                    Level::Info,
+                    GUEST_RESET_PREFIX,
+                    &format!("{source}, reset {count}"),
+                );
+            }
+            GuestEvent::PoweredOff => event(Level::Info, GUEST_POWERED_OFF, ""),
+            GuestEvent::Crashed { report, .. } => guest_report(GUEST_CRASHED_PREFIX, report),
+            GuestEvent::Stopped { report } => guest_report(GUEST_STOPPED_PREFIX, report),
+        }
+        let failure = match &guest {
+            GuestEvent::Crashed { report, .. } | GuestEvent::Stopped { report } => {
+                let first = report.lines().next().unwrap_or_default();
+                Some(first.to_owned())
+            }
+            GuestEvent::Reset { .. } | GuestEvent::PoweredOff => None,
+        };
+        let ends = matches!(
+            guest,
+            GuestEvent::PoweredOff
+                | GuestEvent::Crashed {
+                    action: OnGuestCrash::PowerOff,
+                    ..
+                }
+        );
+        self.paravisor.state().guest = Some(guest);
+        match failure {
+            // Nobody is going to look at a machine that was to end after its boot.
+            Some(failure) if self.exit_after_boot => self.end(Ending::Failed(failure)),
+            _ if ends => self.end(Ending::Asked),
+            _ => {}
         }
     }
 
@@ -389,6 +434,11 @@ impl Controller {
             log_filter: filter,
             generation,
             test_hooks: *config.test_hooks,
+            on_guest_crash: match *config.on_guest_crash {
+                openhcl_config::OnGuestCrash::Halt => OnGuestCrash::Halt,
+                openhcl_config::OnGuestCrash::Reset => OnGuestCrash::Reset,
+                openhcl_config::OnGuestCrash::PowerOff => OnGuestCrash::PowerOff,
+            },
         }
     }
 
@@ -470,6 +520,12 @@ fn limited_log() -> impl FnMut(&str) + Send {
             tracing::warn!(target: PERSONA, "{line}");
         }
     }
+}
+
+/// Logs the first line of a report for others to wait for. The worker has logged it all.
+fn guest_report(prefix: &'static str, report: &str) {
+    let first = report.lines().next().unwrap_or_default();
+    event(Level::Error, prefix, &inspect::printable(first));
 }
 
 /// Logs a line that others wait for, whatever the filter of the log is.

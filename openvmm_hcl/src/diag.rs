@@ -60,6 +60,39 @@ impl Diagnostics {
         }
     }
 
+    /// Calls the worker, which answers by itself.
+    async fn call_worker<T>(
+        &self,
+        make: impl FnOnce(mesh::Rpc<(), T>) -> Request + Send,
+    ) -> Result<T, Status>
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+    {
+        let worker = self.paravisor.state().worker.clone();
+        let worker = worker.ok_or_else(|| {
+            Status::failed_precondition("there is no VM worker that could be asked")
+        })?;
+        let context = CancelContext::new().with_timeout(ANSWER_DEADLINE);
+        let answer = worker.requests.call_within(&context, make, ());
+        answer.await.map_err(|error| {
+            let code = match error {
+                RpcError::Cancelled(_) => Code::DeadlineExceeded,
+                _ => Code::Unavailable,
+            };
+            Status::new(code, format_args!("VM worker: {error}"))
+        })
+    }
+
+    /// Calls the worker, which may refuse.
+    async fn ask_worker(
+        &self,
+        make: impl FnOnce(mesh::Rpc<(), Result<(), String>>) -> Request + Send,
+    ) -> Result<(), Status> {
+        self.call_worker(make)
+            .await?
+            .map_err(Status::failed_precondition)
+    }
+
     fn deadline(deadline: Option<std::time::Instant>) -> impl Future<Output = ()> + Send {
         let end = deadline.map_or_else(|| Instant::now() + ANSWER_DEADLINE, Instant::from_std);
         tokio::time::sleep_until(end)
@@ -112,11 +145,11 @@ impl Handler for Diagnostics {
     }
 
     async fn pause(&self) -> Result<(), Status> {
-        Err(no_guest("paused"))
+        self.ask_worker(Request::Pause).await
     }
 
     async fn resume(&self) -> Result<(), Status> {
-        Err(no_guest("resumed"))
+        self.ask_worker(Request::Resume).await
     }
 
     async fn crash(&self, pid: i32) -> Result<(), Status> {
@@ -124,19 +157,7 @@ impl Handler for Diagnostics {
     }
 
     async fn dump_saved_state(&self) -> Result<Vec<u8>, Status> {
-        let worker = self.paravisor.state().worker.clone();
-        let worker = worker.ok_or_else(|| {
-            Status::failed_precondition("there is no VM worker whose state could be saved")
-        })?;
-        let context = CancelContext::new().with_timeout(ANSWER_DEADLINE);
-        let saved = worker.requests.call_within(&context, Request::Save, ());
-        saved.await.map(|state| state.0).map_err(|error| {
-            let code = match error {
-                RpcError::Cancelled(_) => Code::DeadlineExceeded,
-                _ => Code::Unavailable,
-            };
-            Status::new(code, format_args!("VM worker: {error}"))
-        })
+        Ok(self.call_worker(Request::Save).await?.0)
     }
 
     async fn power_off(&self) -> Result<(), Status> {
@@ -158,10 +179,6 @@ fn not_updated(path: &str, error: &inspect::Error) -> Status {
         Error::Internal | Error::Truncated => Code::Internal,
     };
     Status::new(code, format_args!("{path}: {error}"))
-}
-
-fn no_guest(action: &str) -> Status {
-    Status::failed_precondition(format_args!("there is no guest that could be {action}"))
 }
 
 /// A worker takes variables of ours only: others could change how the program is run.

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use underhill_core::Event;
 use underhill_core::Request;
 use underhill_core::clock::Stamp;
+use underhill_core::protocol::GuestEvent;
 
 /// Commands and reports that wait at a time; there are never many.
 pub(crate) const QUEUE: usize = 8;
@@ -34,6 +35,9 @@ pub(crate) const EVENT_MAX: usize = 16 << 10;
 
 /// The longest reason of a worker for its end, in bytes.
 const REASON_MAX: usize = 1024;
+
+/// The longest report about a guest, in bytes.
+const GUEST_REPORT_MAX: usize = 8 << 10;
 
 /// The most stamps that a worker may report, and the longest name of one in bytes.
 const STAMPS_MAX: usize = 16;
@@ -75,6 +79,8 @@ pub(crate) enum Report {
         /// Moments of its start.
         stamps: Vec<Stamp>,
     },
+    /// Something has become of its guest.
+    Guest(GuestEvent),
     /// The worker has ended, however that came. The last report.
     Ended(End),
 }
@@ -195,6 +201,9 @@ impl Instance {
                         let _ = reports.send(Report::Ready { generation, stamps }).await;
                     }
                     Ok(Event::Failed { reason: why }) => reason = Some(cut(why, REASON_MAX)),
+                    Ok(Event::Guest(event)) => {
+                        let _ = reports.send(Report::Guest(brief(event))).await;
+                    }
                     // Either it dies, which is seen, or the watchdog finds it.
                     Err(_) => hears_events = false,
                 },
@@ -260,6 +269,23 @@ fn sensible(mut stamps: Vec<Stamp>) -> Vec<Stamp> {
         stamp.name = cut(std::mem::take(&mut stamp.name), STAMP_NAME_MAX);
     }
     stamps
+}
+
+fn brief(event: GuestEvent) -> GuestEvent {
+    match event {
+        GuestEvent::Reset { source, count } => GuestEvent::Reset {
+            source: cut(source, STAMP_NAME_MAX),
+            count,
+        },
+        GuestEvent::PoweredOff => GuestEvent::PoweredOff,
+        GuestEvent::Crashed { report, action } => GuestEvent::Crashed {
+            report: cut(report, GUEST_REPORT_MAX),
+            action,
+        },
+        GuestEvent::Stopped { report } => GuestEvent::Stopped {
+            report: cut(report, GUEST_REPORT_MAX),
+        },
+    }
 }
 
 fn cut(mut text: String, max: usize) -> String {

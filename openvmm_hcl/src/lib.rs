@@ -138,6 +138,7 @@ async fn run(log: &KernelLog, first_line: Ticks, started: Pair) -> Result<(), Bo
             phase: Phase::WaitingForStart,
             worker: None,
             failure: None,
+            guest: None,
             ends: VecDeque::new(),
             crashes: 0,
             automatic_restarts: 0,
@@ -256,6 +257,10 @@ mod tests {
             DIAG_READY,
             boot_events::WORKER_READY_PREFIX,
             boot_events::WORKER_DIED_PREFIX,
+            boot_events::GUEST_RESET_PREFIX,
+            boot_events::GUEST_POWERED_OFF,
+            boot_events::GUEST_CRASHED_PREFIX,
+            boot_events::GUEST_STOPPED_PREFIX,
             READY,
         ] {
             assert_eq!(format!("{PARAVISOR_PREFIX}{}", own(event)), event);

@@ -30,6 +30,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::time::Instant;
 use underhill_core::clock::Ticks;
+use underhill_core::protocol::GuestEvent;
 
 /// Ends of workers that are remembered.
 const ENDS_MAX: usize = 8;
@@ -109,6 +110,8 @@ pub struct State {
     pub worker: Option<RunningWorker>,
     /// Why no worker is started, in phase [`Phase::Failed`].
     pub failure: Option<String>,
+    /// What has become of the guest at last, whichever worker ran it.
+    pub guest: Option<GuestEvent>,
     /// The last ends, the newest last.
     pub ends: VecDeque<EndedWorker>,
     /// All ends that nobody had asked for.
@@ -316,6 +319,9 @@ impl State {
             .field("pid", &std::process::id())
             .field("uptime", &paravisor.started.elapsed())
             .field("failure", &self.failure)
+            .child("guest", |request| {
+                inspect_guest(self.guest.as_ref(), request)
+            })
             .child("worker", |request| match &self.worker {
                 Some(worker) => {
                     request
@@ -364,6 +370,25 @@ impl State {
             }
         });
     }
+}
+
+fn inspect_guest(event: Option<&GuestEvent>, request: Request<'_>) {
+    let (event, report) = match event {
+        None => return request.ignore(),
+        Some(GuestEvent::Reset { .. }) => ("reset", None),
+        Some(GuestEvent::PoweredOff) => ("powered_off", None),
+        Some(GuestEvent::Crashed { report, .. }) => ("crashed", Some(report)),
+        Some(GuestEvent::Stopped { report }) => ("stopped", Some(report)),
+    };
+    let lines = report.iter().flat_map(|report| report.lines()).enumerate();
+    let lines =
+        lines.map(|(index, line)| (format!("{index:02}"), inspect::printable(line).into_owned()));
+    request
+        .respond()
+        .field("last_event", event)
+        .child("report", |request| {
+            request.respond().merge(&inspect::iter(lines));
+        });
 }
 
 fn inspect_config(config: &Config, request: Request<'_>) {

@@ -1,9 +1,10 @@
-//! The VM worker: the process that will run the guest.
+//! The VM worker: the process that runs the guest.
 //!
 //! The paravisor process starts it (persona [`PERSONA`]), gives it [`Parameters`] over
-//! mesh and asks it through [`Request`]s. At this stage there is no guest: the worker
-//! knows its machine, says when it is ready, answers the watchdog and inspections, and
-//! hands its state over when it is restarted.
+//! mesh and asks it through [`Request`]s. The worker loads the guest that the image
+//! carries, runs its VPs on threads of their own, serves its devices, says what becomes of
+//! it, answers the watchdog and inspections, and hands its state over when it is restarted.
+//! An image without a guest has a worker all the same, which does the rest.
 //!
 //! * Promises: [`Event::Ready`] comes after everything that it was given was found usable;
 //!   one thread answers everything, so an answer to [`Request::Ping`] means that the worker
@@ -15,9 +16,11 @@
 //!   another version is refused.
 
 pub mod clock;
+mod guest;
 pub mod protocol;
 pub mod saved_state;
 mod test_hooks;
+mod vm;
 mod worker;
 
 pub use protocol::Event;

@@ -40,6 +40,29 @@ pub struct Settings {
     pub generation: u32,
     /// Requests exist that make it fail.
     pub test_hooks: bool,
+    /// What is done when the guest has crashed.
+    pub on_guest_crash: OnGuestCrash,
+}
+
+/// What is done when the guest has crashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnGuestCrash {
+    /// It stays as it is.
+    Halt,
+    /// It starts anew.
+    Reset,
+    /// The machine is switched off.
+    PowerOff,
+}
+
+impl Inspect for OnGuestCrash {
+    fn inspect(&self, request: inspect::Request<'_>) {
+        request.value(match self {
+            Self::Halt => "halt",
+            Self::Reset => "reset",
+            Self::PowerOff => "power_off",
+        });
+    }
 }
 
 /// The machine as the worker needs it.
@@ -85,6 +108,10 @@ pub enum Request {
     Stop(Rpc<(), Bytes>),
     /// It shall log by this filter from now on.
     SetLogFilter(String),
+    /// The guest shall not run for a while; an error says why it does not run anyway.
+    Pause(Rpc<(), Result<(), String>>),
+    /// The guest shall run again.
+    Resume(Rpc<(), Result<(), String>>),
 }
 
 /// What a worker reports.
@@ -99,5 +126,33 @@ pub enum Event {
     Failed {
         /// Why.
         reason: String,
+    },
+    /// The guest.
+    Guest(GuestEvent),
+}
+
+/// What has become of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestEvent {
+    /// It was started anew.
+    Reset {
+        /// How that was asked for.
+        source: String,
+        /// How often it was.
+        count: u64,
+    },
+    /// It has switched itself off.
+    PoweredOff,
+    /// It has crashed.
+    Crashed {
+        /// Lines of text: cause and registers.
+        report: String,
+        /// What is done now.
+        action: OnGuestCrash,
+    },
+    /// It cannot go on, or could not be started.
+    Stopped {
+        /// Lines of text: why, and registers if there are.
+        report: String,
     },
 }

@@ -4,17 +4,18 @@
 //! state says which version wrote it; one that this version does not know is refused,
 //! because what it says could mean something else.
 
+use crate::vm::SavedVm;
 use prost::Message;
 use thiserror::Error;
 
 /// The version that this program writes.
 pub const VERSION: u32 = 1;
 
-/// The largest state in bytes; a worker without a guest needs about 20.
+/// The largest state in bytes. A worker without a guest needs about 20, a chipset 1,000.
 pub const SIZE_MAX: usize = 1 << 20;
 
-/// State of a worker without a guest.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+/// State of a worker.
+#[derive(Clone, PartialEq, Eq, Message)]
 pub struct SavedState {
     /// Version of the state.
     #[prost(uint32, tag = "1")]
@@ -28,6 +29,9 @@ pub struct SavedState {
     /// Requests that all of them have answered.
     #[prost(uint64, tag = "4")]
     pub requests: u64,
+    /// The guest, if there is one.
+    #[prost(message, optional, tag = "5")]
+    pub(crate) guest: Option<SavedVm>,
 }
 
 /// Why a state cannot be used.
@@ -79,6 +83,7 @@ mod tests {
         handovers: 3,
         uptime_ns: 1 << 40,
         requests: 77,
+        guest: None,
     };
 
     #[test]

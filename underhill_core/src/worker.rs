@@ -1,6 +1,8 @@
 //! The worker's life: start, requests, end.
 
 use crate::clock::Stamp;
+use crate::guest::Guest;
+use crate::guest::Start;
 use crate::protocol::Event;
 use crate::protocol::PERSONA;
 use crate::protocol::Parameters;
@@ -11,6 +13,8 @@ use crate::saved_state::SavedState;
 use crate::saved_state::SavedStateError;
 use crate::saved_state::VERSION;
 use crate::test_hooks::Failure;
+use crate::vm::DIRECTORY;
+use crate::vm::SavedVm;
 use inspect::Inspect;
 use inspect::Unit;
 use kernel_log::FACILITY_WORKER;
@@ -23,10 +27,13 @@ use mesh::Bytes;
 use mesh::process::InvitationError;
 use std::cell::Cell;
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 use thiserror::Error;
+use virt::Partition;
 
 /// In front of every line of the worker's log.
 const LOG_PREFIX: &str = "underhill_vm: ";
@@ -78,22 +85,15 @@ fn run(started: Stamp) -> Result<(), Box<dyn Error>> {
                 return Err(error.into());
             }
         };
-        let stamps = vec![started, Stamp::now("ready")];
+        let mut stamps = vec![started];
+        worker.start_guest(&mut stamps).await;
+        stamps.push(Stamp::now("ready"));
         events.send(Event::Ready { stamps }).await?;
-        tracing::debug!(target: PERSONA, vps = worker.topology.vps.len(), "ready");
-
-        while let Ok(request) = requests.recv().await {
-            if worker.answer(request) == Next::End {
-                return Ok(());
-            }
-            if let Some(failure) = worker.failure.take() {
-                // The answer to the request that asked for it has left: with nothing queued
-                // before it, mesh sends it in `complete`.
-                failure.happen();
-            }
+        if let Some(event) = worker.guest.first_event() {
+            events.send(Event::Guest(event)).await?;
         }
-        tracing::warn!(target: PERSONA, "the paravisor process has gone, the VM worker ends");
-        Ok(())
+        tracing::debug!(target: PERSONA, vps = worker.topology.vps.len(), "ready");
+        worker.serve(&mut requests, &events).await
     })
 }
 
@@ -111,6 +111,7 @@ struct Worker {
     started: Instant,
     requests: u64,
     filter: Option<FilterHandle>,
+    guest: Guest,
     /// Set by an inspection: what is to go wrong.
     failure: Cell<Option<Failure>>,
 }
@@ -149,12 +150,54 @@ impl Worker {
             started: Instant::now(),
             requests: 0,
             filter,
+            guest: Guest::None,
             failure: Cell::new(None),
         };
         Ok((worker, requests))
     }
 
-    fn answer(&mut self, request: Request) -> Next {
+    /// Starts the guest that the image carries.
+    async fn start_guest(&mut self, stamps: &mut Vec<Stamp>) {
+        let start = Start {
+            directory: Path::new(DIRECTORY),
+            partition: &|| open_partition(&self.topology),
+            on_crash: self.settings.on_guest_crash,
+            saved: self.before.guest.take(),
+        };
+        self.guest = Guest::start(start, stamps).await;
+    }
+
+    /// Answers requests and looks after the guest, until the end.
+    async fn serve(
+        &mut self,
+        requests: &mut mesh::Receiver<Request>,
+        events: &mesh::Sender<Event>,
+    ) -> Result<(), Box<dyn Error>> {
+        loop {
+            tokio::select! {
+                request = requests.recv() => {
+                    let Ok(request) = request else { break };
+                    if self.answer(request).await == Next::End {
+                        return Ok(());
+                    }
+                }
+                happening = self.guest.happened() => {
+                    for event in self.guest.handle(happening).await {
+                        events.send(Event::Guest(event)).await?;
+                    }
+                }
+            }
+            if let Some(failure) = self.failure.take() {
+                // The answer to the request that asked for it has left: with nothing queued
+                // before it, mesh sends it in `complete`.
+                failure.happen();
+            }
+        }
+        tracing::warn!(target: PERSONA, "the paravisor process has gone, the VM worker ends");
+        Ok(())
+    }
+
+    async fn answer(&mut self, request: Request) -> Next {
         self.requests = self.requests.saturating_add(1);
         match request {
             Request::Ping(rpc) => rpc.complete(()),
@@ -162,11 +205,20 @@ impl Worker {
                 let node = rpc.input().evaluate(self).now();
                 rpc.complete(node);
             }
-            Request::Save(rpc) => rpc.complete(self.state()),
+            Request::Save(rpc) => {
+                let guest = self.guest.save().await;
+                rpc.complete(self.state(guest));
+                self.guest.go_on();
+            }
             Request::Stop(rpc) => {
-                rpc.complete(self.state());
+                let guest = self.guest.save().await;
+                let state = self.state(guest);
+                std::mem::replace(&mut self.guest, Guest::None).end().await;
+                rpc.complete(state);
                 return Next::End;
             }
+            Request::Pause(rpc) => rpc.complete(self.guest.pause().await),
+            Request::Resume(rpc) => rpc.complete(self.guest.resume()),
             Request::SetLogFilter(text) => match (text.parse(), &self.filter) {
                 (Ok(filter), Some(handle)) => handle.set(filter),
                 (Ok(_), None) => {}
@@ -178,12 +230,13 @@ impl Worker {
         Next::Continue
     }
 
-    fn state(&self) -> Bytes {
+    fn state(&self, guest: Option<SavedVm>) -> Bytes {
         let state = SavedState {
             version: VERSION,
             handovers: self.before.handovers.saturating_add(1),
             uptime_ns: nanoseconds(self.total_uptime()),
             requests: self.before.requests.saturating_add(self.requests),
+            guest,
         };
         Bytes(state.encode())
     }
@@ -191,6 +244,13 @@ impl Worker {
     fn total_uptime(&self) -> Duration {
         Duration::from_nanos(self.before.uptime_ns).saturating_add(self.started.elapsed())
     }
+}
+
+/// The partition that this process runs.
+fn open_partition(
+    _topology: &Topology,
+) -> Result<Arc<dyn Partition>, Box<dyn Error + Send + Sync>> {
+    Err("this program has no way to run a guest".into())
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -214,7 +274,8 @@ impl Inspect for Worker {
             })
             .field("total_uptime", &self.total_uptime())
             .counter("requests", &self.requests)
-            .field("mesh", &crate::MeshTraffic);
+            .field("mesh", &crate::MeshTraffic)
+            .merge(&self.guest);
         if let Some(filter) = &self.filter {
             response.display("log_filter", &filter.get());
         }
@@ -278,6 +339,7 @@ fn memory() -> Vec<(&'static str, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::OnGuestCrash;
     use inspect::Query;
 
     fn parameters(saved_state: Option<Vec<u8>>, test_hooks: bool) -> Parameters {
@@ -293,6 +355,7 @@ mod tests {
                 log_filter: "info".to_owned(),
                 generation: 0,
                 test_hooks,
+                on_guest_crash: OnGuestCrash::Halt,
             },
             saved_state: saved_state.map(Bytes),
             requests,
@@ -308,10 +371,10 @@ mod tests {
     fn state_is_handed_over_and_adds_up() {
         let mut first = worker(None, false);
         first.requests = 5;
-        let state = first.state();
+        let state = first.state(None);
         let mut second = worker(Some(state.to_vec()), false);
         second.requests = 2;
-        let state = SavedState::decode(&second.state()).unwrap();
+        let state = SavedState::decode(&second.state(None)).unwrap();
         assert_eq!((state.handovers, state.requests), (2, 7));
         assert!(second.total_uptime() >= Duration::from_nanos(second.before.uptime_ns));
     }

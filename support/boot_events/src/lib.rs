@@ -71,6 +71,14 @@ pub const DIAG_READY: &str = "openvmm_hcl: diagnostics ready";
 pub const WORKER_READY_PREFIX: &str = "openvmm_hcl: VM worker ready: process ";
 /// The VM worker has died although nobody had asked it to: `process N: cause` follows.
 pub const WORKER_DIED_PREFIX: &str = "openvmm_hcl: VM worker died: ";
+/// The guest has started anew: how that was asked for, and how often it was, follow.
+pub const GUEST_RESET_PREFIX: &str = "openvmm_hcl: guest reset: ";
+/// The guest has switched itself off. The machine follows.
+pub const GUEST_POWERED_OFF: &str = "openvmm_hcl: guest powered off";
+/// The guest has crashed; the cause follows. Registers are in the worker's lines before.
+pub const GUEST_CRASHED_PREFIX: &str = "openvmm_hcl: guest crashed: ";
+/// The guest cannot go on, or could not be started; the cause follows.
+pub const GUEST_STOPPED_PREFIX: &str = "openvmm_hcl: guest stopped: ";
 /// The paravisor has finished its start.
 pub const READY: &str = "openvmm_hcl: ready";
 
@@ -158,6 +166,14 @@ pub enum Event<'a> {
     WorkerReady(&'a str),
     /// The VM worker has died; the text says which process and why.
     WorkerDied(&'a str),
+    /// The guest has started anew; the text says why and how often.
+    GuestReset(&'a str),
+    /// The guest has switched itself off.
+    GuestPoweredOff,
+    /// The guest has crashed; the text is the cause.
+    GuestCrashed(&'a str),
+    /// The guest cannot go on, or could not be started; the text is the cause.
+    GuestStopped(&'a str),
     /// The paravisor has finished its start.
     Ready,
 }
@@ -208,6 +224,14 @@ impl<'a> Event<'a> {
             Some(Self::WorkerReady(text))
         } else if let Some(text) = after(WORKER_DIED_PREFIX) {
             Some(Self::WorkerDied(text))
+        } else if let Some(text) = after(GUEST_RESET_PREFIX) {
+            Some(Self::GuestReset(text))
+        } else if is(GUEST_POWERED_OFF) {
+            Some(Self::GuestPoweredOff)
+        } else if let Some(text) = after(GUEST_CRASHED_PREFIX) {
+            Some(Self::GuestCrashed(text))
+        } else if let Some(text) = after(GUEST_STOPPED_PREFIX) {
+            Some(Self::GuestStopped(text))
         } else if is(READY) {
             Some(Self::Ready)
         } else if let Some(text) = after(KERNEL_PANIC) {
@@ -258,6 +282,26 @@ mod tests {
         assert_eq!(
             Event::find("openvmm_hcl: diagnostics ready"),
             Some(Event::DiagReady)
+        );
+    }
+
+    #[test]
+    fn what_becomes_of_the_guest_is_told() {
+        assert_eq!(
+            Event::find("openvmm_hcl: guest reset: port 0xcf9, reset 2\r"),
+            Some(Event::GuestReset("port 0xcf9, reset 2"))
+        );
+        assert_eq!(
+            Event::find("[ 3.1] openvmm_hcl: guest powered off"),
+            Some(Event::GuestPoweredOff)
+        );
+        assert_eq!(
+            Event::find("openvmm_hcl: guest crashed: VP 1: triple fault"),
+            Some(Event::GuestCrashed("VP 1: triple fault"))
+        );
+        assert_eq!(
+            Event::find("openvmm_hcl: guest stopped: VP 0: it cannot run"),
+            Some(Event::GuestStopped("VP 0: it cannot run"))
         );
     }
 

@@ -171,13 +171,18 @@ impl Stream {
             .await
     }
 
+    /// Writes a part of `bytes` and says how many, as soon as there is room. If the future
+    /// is dropped, nothing was written.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let part = &bytes[..bytes.len().min(MAX_WRITE)];
+        self.until_ready(Interest::WRITABLE, || nix::unistd::write(&self.fd, part))
+            .await
+    }
+
     /// Writes all of `bytes`.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let part = &bytes[..bytes.len().min(MAX_WRITE)];
-            let written = self
-                .until_ready(Interest::WRITABLE, || nix::unistd::write(&self.fd, part))
-                .await?;
+            let written = self.write(bytes).await?;
             bytes = &bytes[written..];
         }
         Ok(())

@@ -5,6 +5,7 @@
 use crate::ConfigError;
 use crate::FILE_SIZE_MAX;
 use crate::OnCrash;
+use crate::OnGuestCrash;
 use crate::Start;
 use crate::VERSION;
 use serde::Deserialize;
@@ -29,6 +30,9 @@ pub(crate) struct File {
     /// The VM worker.
     #[serde(default)]
     pub(crate) worker: Worker,
+    /// The guest.
+    #[serde(default)]
+    pub(crate) guest: Guest,
     /// The orderly end of the paravisor.
     #[serde(default)]
     pub(crate) shutdown: Shutdown,
@@ -105,6 +109,15 @@ pub(crate) struct Watchdog {
     /// How long the answer may take, in milliseconds. Default: 10000.
     #[cfg_attr(feature = "schema", schemars(range(min = 10, max = 3600000)))]
     pub(crate) deadline_ms: Option<u32>,
+}
+
+/// The guest.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Guest {
+    /// What happens when it has crashed. Default: "halt".
+    pub(crate) on_crash: Option<OnGuestCrash>,
 }
 
 /// The orderly end.

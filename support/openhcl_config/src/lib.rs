@@ -111,6 +111,29 @@ pub enum OnCrash {
     Stop,
 }
 
+/// What happens when the guest has crashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OnGuestCrash {
+    /// It stays as it is, for whoever looks into it.
+    Halt,
+    /// It starts anew.
+    Reset,
+    /// The machine is switched off.
+    PowerOff,
+}
+
+impl fmt::Display for OnGuestCrash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Halt => "halt",
+            Self::Reset => "reset",
+            Self::PowerOff => "power_off",
+        })
+    }
+}
+
 impl fmt::Display for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -140,6 +163,8 @@ pub struct Config {
     pub diag: Diag,
     /// The VM worker.
     pub worker: Worker,
+    /// What happens when the guest has crashed.
+    pub on_guest_crash: Setting<OnGuestCrash>,
     /// How long an orderly end may take before what is left is killed.
     pub shutdown_deadline: Setting<Duration>,
     /// Requests exist that make the worker fail; only in images for development.
@@ -214,6 +239,7 @@ impl Config {
             "worker.watchdog.enabled": worker.watchdog,
             "worker.watchdog.interval_ms": ms(&worker.watchdog_interval),
             "worker.watchdog.deadline_ms": ms(&worker.watchdog_deadline),
+            "guest.on_crash": self.on_guest_crash,
             "shutdown.deadline_ms": ms(&self.shutdown_deadline),
             "test_hooks": self.test_hooks,
         }

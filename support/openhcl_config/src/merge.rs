@@ -4,6 +4,7 @@ use crate::Config;
 use crate::ConfigError;
 use crate::Diag;
 use crate::OnCrash;
+use crate::OnGuestCrash;
 use crate::Origin;
 use crate::Setting;
 use crate::Start;
@@ -158,6 +159,12 @@ fn merge(options: File, file: File) -> Result<Config, ConfigError> {
                 TIME_MS,
             )?,
         },
+        on_guest_crash: pick(
+            "guest.on_crash",
+            options.guest.on_crash,
+            file.guest.on_crash,
+            OnGuestCrash::Halt,
+        ),
         shutdown_deadline: file_time(
             "shutdown.deadline_ms",
             file.shutdown.deadline_ms,

@@ -2,6 +2,7 @@
 
 use crate::ConfigError;
 use crate::OnCrash;
+use crate::OnGuestCrash;
 use crate::Start;
 use crate::file::File;
 
@@ -19,7 +20,7 @@ pub struct OptionHelp {
 const SWITCH: &str = "1, true, 0 or false";
 
 /// All options that override a value of the file.
-pub const OPTIONS: [OptionHelp; 6] = [
+pub const OPTIONS: [OptionHelp; 7] = [
     OptionHelp {
         name: "OPENHCL_LOG",
         path: "log.filter",
@@ -44,6 +45,11 @@ pub const OPTIONS: [OptionHelp; 6] = [
         name: "OPENHCL_WATCHDOG",
         path: "worker.watchdog.enabled",
         values: SWITCH,
+    },
+    OptionHelp {
+        name: "OPENHCL_ON_GUEST_CRASH",
+        path: "guest.on_crash",
+        values: "halt, reset or power_off",
     },
     OptionHelp {
         name: "OPENHCL_TEST_HOOKS",
@@ -98,6 +104,14 @@ impl FromOptions {
                 });
             }
             "worker.watchdog.enabled" => file.worker.watchdog.enabled = Some(switch(value)?),
+            "guest.on_crash" => {
+                file.guest.on_crash = Some(match value {
+                    "halt" => OnGuestCrash::Halt,
+                    "reset" => OnGuestCrash::Reset,
+                    "power_off" => OnGuestCrash::PowerOff,
+                    _ => return None,
+                });
+            }
             "test_hooks" => file.test_hooks = Some(switch(value)?),
             _ => return None,
         }

@@ -117,6 +117,7 @@ fn every_option_overrides_its_path() {
         let value = match option.name {
             "OPENHCL_LOG" => "debug",
             "OPENHCL_ON_CRASH" => "restart",
+            "OPENHCL_ON_GUEST_CRASH" => "power_off",
             _ => "1",
         };
         let before = rows(&load(file, &[]).unwrap().config);

@@ -1,0 +1,532 @@
+//! The guest and its machine: VPs of a partition, a chipset, and what holds them together.
+//!
+//! ```text
+//!   VP threads          run the guest, serve its exits on the chipset       [`vp`], [`exits`]
+//!      | tell()                                      | Wake, ApicBus        [`devices`]
+//!      v                                             v
+//!   the worker's thread: [`Vm`], the owner      poller, serial clients      [`serial`]
+//! ```
+//!
+//! * Promises: the machine is never half stopped. Whatever concerns all of it (reset, pause,
+//!   save, the guest's end) is done by the owner, while the [`gate`] holds every VP.
+//! * Lock order: a device's lock, then the gate's or a port's. Nobody takes a device's lock
+//!   while holding another.
+//! * The guest is not trusted: an exit has any value, and what cannot be served stops the
+//!   VM with a [`report`], not the process.
+
+mod crash;
+mod devices;
+mod emulate;
+mod exits;
+mod gate;
+mod load;
+mod payload;
+mod power;
+mod report;
+mod saved;
+mod serial;
+mod vp;
+
+pub(crate) use payload::DIRECTORY;
+pub(crate) use payload::KERNEL;
+pub(crate) use power::Happening;
+pub(crate) use saved::SavedVm;
+pub(crate) use serial::COM1_VSOCK;
+pub(crate) use serial::COM2_VSOCK;
+
+use crate::clock::Stamp;
+use crate::protocol::GuestEvent;
+use crate::protocol::OnGuestCrash;
+use byte_stream::Listener;
+use chipset::Chipset;
+use chipset::LifecycleError;
+use crash::Crash;
+use gate::Gate;
+use inspect::Inspect;
+use inspect::Unit;
+use load::LoadError;
+use payload::Payload;
+use payload::PayloadError;
+use power::Herald;
+use serial::Port;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use virt::Partition;
+use virt::VpState;
+use vp::VpStats;
+
+/// How long a serial client may take to fetch the guest's last words.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Names of the serial ports.
+const SERIAL: [&str; 2] = ["com1", "com2"];
+
+/// Why there is no running guest.
+#[derive(Debug, Error)]
+pub(crate) enum VmError {
+    /// A thread of a VP.
+    #[error("the thread of VP {vp} cannot be started")]
+    Thread {
+        vp: u32,
+        #[source]
+        error: io::Error,
+    },
+    /// Its VP.
+    #[error("VP {vp} cannot be used")]
+    Bind {
+        vp: u32,
+        #[source]
+        error: virt::Error,
+    },
+    /// It ended without a word.
+    #[error("the thread of VP {vp} has ended")]
+    Ended { vp: u32 },
+    /// The guest's files.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// They were there when the VM was made.
+    #[error("there is no kernel for the guest any more")]
+    NoKernel,
+    /// The guest.
+    #[error("the guest cannot be loaded")]
+    Load(#[from] LoadError),
+    /// The VPs.
+    #[error("{0}")]
+    Reset(String),
+    /// The chipset.
+    #[error(transparent)]
+    Chipset(#[from] LifecycleError),
+}
+
+/// What a VM is made of.
+pub(crate) struct Setup {
+    /// Directory of the guest's files.
+    pub(crate) payload: PathBuf,
+    /// What is done when the guest has crashed.
+    pub(crate) on_crash: OnGuestCrash,
+    /// Where clients of COM1 and COM2 come from.
+    pub(crate) listeners: [Option<Listener>; 2],
+}
+
+/// What all threads share.
+pub(crate) struct Machine {
+    partition: Arc<dyn Partition>,
+    chipset: Chipset,
+    gate: Arc<Gate>,
+    herald: Herald,
+    crash: Crash,
+    /// How VP 0 starts.
+    start: Mutex<VpState>,
+    vps: Vec<VpStats>,
+}
+
+impl Machine {
+    fn start(&self) -> MutexGuard<'_, VpState> {
+        self.start.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the guest is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GuestState {
+    /// Not started yet.
+    New,
+    /// Its VPs run.
+    Running,
+    /// A client has paused it.
+    Paused,
+    /// It has switched itself off.
+    PoweredOff,
+    /// It has crashed and stays as it is.
+    Crashed,
+    /// The VM could not go on with it.
+    Stopped,
+}
+
+impl fmt::Display for GuestState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::New => "new",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::PoweredOff => "powered_off",
+            Self::Crashed => "crashed",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// The owner of a VM. It lives on the worker's thread.
+pub(crate) struct Vm {
+    machine: Arc<Machine>,
+    serial: [Port; 2],
+    happened: mpsc::UnboundedReceiver<Happening>,
+    poller: Arc<Notify>,
+    payload: PathBuf,
+    on_crash: OnGuestCrash,
+    state: GuestState,
+    resets: u64,
+    /// The last report.
+    report: Option<String>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Vm {
+    /// A machine whose VPs are held. Must be called within a tokio runtime.
+    pub(crate) async fn new(partition: Arc<dyn Partition>, setup: Setup) -> Result<Self, VmError> {
+        let vps = partition.vp_count();
+        let gate = Arc::new(Gate::new(vps as usize));
+        let (sender, happened) = mpsc::unbounded_channel();
+        let herald = Herald::new(gate.clone(), partition.clone(), sender);
+        let poller = Arc::new(Notify::new());
+        let serial = [Port::default(), Port::default()];
+        let chipset = devices::chipset(
+            partition.clone(),
+            gate.clone(),
+            herald.clone(),
+            poller.clone(),
+            &serial,
+        );
+        let machine = Arc::new(Machine {
+            partition,
+            chipset,
+            gate,
+            herald,
+            crash: Crash::default(),
+            start: Mutex::new(VpState::at_reset()),
+            vps: (0..vps).map(|_| VpStats::default()).collect(),
+        });
+        let mut vm = Self {
+            machine,
+            serial,
+            happened,
+            poller,
+            payload: setup.payload,
+            on_crash: setup.on_crash,
+            state: GuestState::New,
+            resets: 0,
+            report: None,
+            threads: Vec::new(),
+        };
+        vm.start_threads().await?;
+        tokio::spawn(poll(vm.machine.clone(), vm.poller.clone()));
+        for (index, listener) in setup.listeners.into_iter().enumerate() {
+            if let Some(listener) = listener {
+                vm.serve(index, listener);
+            }
+        }
+        Ok(vm)
+    }
+
+    async fn start_threads(&mut self) -> Result<(), VmError> {
+        let mut waiting = Vec::new();
+        for vp in 0..self.machine.partition.vp_count() {
+            let (sender, bound) = oneshot::channel();
+            let thread = vp::spawn(self.machine.clone(), vp, sender)
+                .map_err(|error| VmError::Thread { vp, error })?;
+            self.threads.push(thread);
+            waiting.push((vp, bound));
+        }
+        for (vp, bound) in waiting {
+            match bound.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(VmError::Bind { vp, error }),
+                Err(_) => return Err(VmError::Ended { vp }),
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&self, index: usize, listener: Listener) {
+        let port = self.serial[index].clone();
+        let machine = self.machine.clone();
+        tokio::spawn(async move {
+            let poll = || {
+                let uart = match index {
+                    0 => machine.chipset.com1(),
+                    _ => machine.chipset.com2(),
+                };
+                uart.with(chipset::Device::poll);
+            };
+            if let Err(error) = serial::serve(port, listener, poll).await {
+                tracing::error!(%error, "{} has no more clients", SERIAL[index]);
+            }
+        });
+    }
+
+    /// Starts the guest. Adds moments to `stamps`.
+    pub(crate) async fn boot(&mut self, stamps: &mut Vec<Stamp>) -> Result<(), VmError> {
+        self.machine.gate.held().await;
+        self.load().await?;
+        stamps.push(Stamp::now("vtl0_loaded"));
+        self.machine.chipset.start()?;
+        self.run();
+        stamps.push(Stamp::now("vtl0_started"));
+        Ok(())
+    }
+
+    /// Goes on with a guest that another worker has run.
+    pub(crate) async fn restore(&mut self, saved: SavedVm) -> Result<(), VmError> {
+        self.machine.gate.held().await;
+        if let Some(devices) = &saved.chipset {
+            self.machine.chipset.restore(devices)?;
+        }
+        self.machine.chipset.start()?;
+        self.resets = saved.resets;
+        match saved.state() {
+            GuestState::Running => self.run(),
+            state => {
+                self.machine.chipset.pause()?;
+                self.state = state;
+            }
+        }
+        Ok(())
+    }
+
+    /// What another worker needs in order to go on. The guest runs no more, if it did.
+    pub(crate) async fn save(&mut self) -> Result<SavedVm, VmError> {
+        let state = self.state;
+        self.hold().await?;
+        let chipset = match state {
+            GuestState::New => None,
+            _ => Some(self.machine.chipset.save()?),
+        };
+        Ok(SavedVm::new(state, self.resets, chipset))
+    }
+
+    /// Goes on after a [`Vm::save`] that nothing came of.
+    pub(crate) fn go_on(&mut self) -> Result<(), VmError> {
+        if self.state == GuestState::Running {
+            self.machine.chipset.resume()?;
+            self.run();
+        }
+        Ok(())
+    }
+
+    /// Pauses the guest, if it runs.
+    pub(crate) async fn pause(&mut self) -> Result<(), Refused> {
+        if self.state != GuestState::Running {
+            return Err(Refused {
+                action: "paused",
+                state: self.state,
+            });
+        }
+        let held = self.hold().await;
+        self.state = GuestState::Paused;
+        if let Err(error) = held {
+            self.stop(kernel_log::chain(&error));
+        }
+        Ok(())
+    }
+
+    /// Lets a paused guest go on.
+    pub(crate) fn resume(&mut self) -> Result<(), Refused> {
+        if self.state != GuestState::Paused {
+            return Err(Refused {
+                action: "resumed",
+                state: self.state,
+            });
+        }
+        match self.machine.chipset.resume() {
+            Ok(()) => self.run(),
+            Err(error) => {
+                self.stop(kernel_log::chain(&error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until something has happened that [`Vm::handle`] must see. Nothing does while
+    /// the guest does not run.
+    pub(crate) async fn happened(&mut self) -> Happening {
+        if self.state == GuestState::Running
+            && let Some(happening) = self.happened.recv().await
+        {
+            return happening;
+        }
+        std::future::pending().await
+    }
+
+    /// Does what `happening` demands, and says what others should know.
+    pub(crate) async fn handle(&mut self, happening: Happening) -> Vec<GuestEvent> {
+        if let Err(error) = self.hold().await {
+            return vec![self.stop(kernel_log::chain(&error))];
+        }
+        // What other VPs have said meanwhile came too late.
+        while self.happened.try_recv().is_ok() {}
+        match happening {
+            Happening::PoweredOff => {
+                self.state = GuestState::PoweredOff;
+                self.last_words().await;
+                vec![GuestEvent::PoweredOff]
+            }
+            Happening::Reset(source) => vec![self.reset(source).await],
+            Happening::Stopped(report) => vec![self.stop(report)],
+            Happening::Crashed(report) => self.crashed(report).await,
+        }
+    }
+
+    /// Ends the VPs' threads. The guest must be held.
+    pub(crate) async fn end(mut self) {
+        self.machine.gate.end();
+        self.machine.herald.stop_vps();
+        for thread in self.threads.drain(..) {
+            // They end soon: none of them waits for anything but the gate.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
+    async fn crashed(&mut self, report: String) -> Vec<GuestEvent> {
+        log("the guest has crashed", &report);
+        self.report = Some(report.clone());
+        self.state = GuestState::Crashed;
+        let mut events = vec![GuestEvent::Crashed {
+            report,
+            action: self.on_crash,
+        }];
+        match self.on_crash {
+            OnGuestCrash::Halt => {}
+            OnGuestCrash::Reset => events.push(self.reset("crash").await),
+            OnGuestCrash::PowerOff => self.last_words().await,
+        }
+        events
+    }
+
+    /// Starts the guest anew. All VPs are held, the chipset is paused.
+    async fn reset(&mut self, source: &'static str) -> GuestEvent {
+        self.resets = self.resets.saturating_add(1);
+        match self.restart().await {
+            Ok(()) => GuestEvent::Reset {
+                source: source.to_owned(),
+                count: self.resets,
+            },
+            Err(error) => self.stop(kernel_log::chain(&error)),
+        }
+    }
+
+    async fn restart(&mut self) -> Result<(), VmError> {
+        self.machine.chipset.reset()?;
+        self.machine.crash.reset();
+        self.load().await?;
+        self.machine.chipset.resume()?;
+        self.run();
+        Ok(())
+    }
+
+    /// Brings memory and VPs to the state in which the guest starts.
+    async fn load(&mut self) -> Result<(), VmError> {
+        let partition = &self.machine.partition;
+        let payload = Payload::open(&self.payload)?.ok_or(VmError::NoKernel)?;
+        let registers = load::load(&payload, partition.memory(), partition.vp_count())?;
+        *self.machine.start() = VpState::from(&registers);
+        self.machine.gate.reset().await.map_err(VmError::Reset)
+    }
+
+    /// Holds the VPs and pauses the chipset, whatever they did.
+    async fn hold(&mut self) -> Result<(), LifecycleError> {
+        self.machine.herald.stop_vps();
+        self.machine.gate.held().await;
+        if self.state == GuestState::Running {
+            self.machine.chipset.pause()?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) {
+        self.state = GuestState::Running;
+        self.machine.gate.release();
+        // Something may be due since before.
+        self.poller.notify_one();
+    }
+
+    /// The VM cannot go on with this guest.
+    fn stop(&mut self, report: String) -> GuestEvent {
+        log("the VM has stopped", &report);
+        self.report = Some(report.clone());
+        self.state = GuestState::Stopped;
+        GuestEvent::Stopped { report }
+    }
+
+    async fn last_words(&self) {
+        let [com1, com2] = &self.serial;
+        tokio::join!(com1.finish(LAST_WORDS), com2.finish(LAST_WORDS));
+    }
+}
+
+/// Polls the chipset whenever something is due, for ever.
+async fn poll(machine: Arc<Machine>, poller: Arc<Notify>) {
+    loop {
+        match machine.chipset.poll() {
+            Some(due) => {
+                // Whichever comes first: there may be something earlier meanwhile.
+                let _ = tokio::time::timeout(devices::until(due), poller.notified()).await;
+            }
+            None => poller.notified().await,
+        }
+    }
+}
+
+/// Something that the guest's state does not allow.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("the guest is {state} and cannot be {action}")]
+pub(crate) struct Refused {
+    action: &'static str,
+    state: GuestState,
+}
+
+fn log(what: &str, report: &str) {
+    tracing::error!("{what}");
+    for line in report.lines() {
+        tracing::error!("{line}");
+    }
+}
+
+impl Inspect for Vm {
+    fn inspect(&self, request: inspect::Request<'_>) {
+        let machine = &self.machine;
+        request
+            .respond()
+            .child("guest", |request| {
+                request
+                    .respond()
+                    .display("state", &self.state)
+                    .counter("resets", &self.resets)
+                    .unit("memory", Unit::Bytes, &machine.partition.memory().size())
+                    .child("report", |request| match &self.report {
+                        Some(report) => {
+                            request.respond().merge(&inspect::iter(
+                                report.lines().enumerate().map(|(index, line)| {
+                                    (format!("{index:02}"), inspect::printable(line).into_owned())
+                                }),
+                            ));
+                        }
+                        None => request.ignore(),
+                    });
+            })
+            .child("vp", |request| {
+                let vps = machine.vps.iter().enumerate();
+                let mut response = request.respond();
+                for (index, stats) in vps {
+                    response.field(&index.to_string(), stats);
+                }
+            })
+            .field("chipset", &machine.chipset)
+            .child("serial", |request| {
+                let mut response = request.respond();
+                for (name, port) in SERIAL.iter().zip(&self.serial) {
+                    response.field(name, port);
+                }
+            });
+    }
+}
