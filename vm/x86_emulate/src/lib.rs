@@ -42,6 +42,11 @@ mod operand;
 pub mod paging;
 mod sse;
 mod string;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+#[cfg(test)]
+mod tests;
 
 pub use cpu::{Access, Cpu, Gpr, SegmentName, TranslateError, Width};
 pub use error::{EmulateError, Exception, Reason, Unsupported};
