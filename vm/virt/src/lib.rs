@@ -44,10 +44,11 @@ pub use guest_memory::GuestMemory;
 pub use x86_defs::long_mode::DescriptorTable;
 pub use x86_defs::long_mode::Segment;
 
+use inspect::Inspect;
 use std::sync::Arc;
 
 /// A guest. Shared by all threads.
-pub trait Partition: Send + Sync + 'static {
+pub trait Partition: Inspect + Send + Sync + 'static {
     /// Number of VPs. Their indices are 0 to this, and so are their APIC ids.
     fn vp_count(&self) -> u32;
 
@@ -58,9 +59,6 @@ pub trait Partition: Send + Sync + 'static {
     ///
     /// A request that no APIC takes is lost, as on a PC.
     fn assert_interrupt(&self, request: &InterruptRequest) -> Result<(), Error>;
-
-    /// The reference clock of the guest's partition, in units of 100 ns.
-    fn reference_time(&self) -> u64;
 
     /// Makes [`Vp::run`] of `vp` return soon: the run that is going on, or, if none is, the
     /// next one. From any thread. What happened before this call is visible to the VP's
@@ -109,14 +107,11 @@ pub trait Vp {
     /// What decides on the meaning of an instruction.
     fn context(&mut self) -> Result<Context, Error>;
 
-    /// Translates a linear address with the guest's page tables, as the access would
-    /// (accessed and dirty bits are set). `Err` inside: what the guest gets instead.
-    fn translate(
-        &mut self,
-        gva: u64,
-        access: Access,
-        user: bool,
-    ) -> Result<Result<u64, Exception>, Error>;
+    /// An SSE register; there are 16.
+    fn xmm(&mut self, register: u8) -> u128;
+
+    /// Writes an SSE register. The wider parts of the register stay.
+    fn set_xmm(&mut self, register: u8, value: u128);
 
     /// Everything that is private to the guest, for reports.
     fn state(&mut self) -> Result<VpState, Error>;

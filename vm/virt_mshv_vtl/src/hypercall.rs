@@ -1,0 +1,181 @@
+//! The hypercalls that are made from here, typed.
+
+use crate::device::HvcallFile;
+use crate::device::kernel;
+use crate::error::Error;
+use hv_defs::HV_PARTITION_ID_SELF;
+use hv_defs::HV_VP_INDEX_SELF;
+use hv_defs::hypercall::GetSetVpRegisters;
+use hv_defs::hypercall::HvInputVtl;
+use hv_defs::hypercall::HvStatus;
+use hv_defs::hypercall::HypercallCode;
+use hv_defs::hypercall::HypercallControl;
+use hv_defs::hypercall::HypercallResult;
+use hv_defs::intercept::AccessMask;
+use hv_defs::intercept::InstallIntercept;
+use hv_defs::intercept::InterceptType;
+use hv_defs::registers::HvRegisterAssoc;
+use hv_defs::registers::HvRegisterName;
+use hv_defs::synic::AssertVirtualInterrupt;
+use hv_defs::synic::HvInterruptFlags;
+use hv_defs::synic::HvInterruptType;
+use inspect::Inspect;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use zerocopy::Immutable;
+use zerocopy::IntoBytes;
+
+/// No hypercall but these.
+const ALLOWED: [u16; 4] = [
+    HypercallCode::INSTALL_INTERCEPT.0,
+    HypercallCode::GET_VP_REGISTERS.0,
+    HypercallCode::SET_VP_REGISTERS.0,
+    HypercallCode::ASSERT_VIRTUAL_INTERRUPT.0,
+];
+
+/// VTL0, for those that may mean another.
+pub(crate) const VTL0: HvInputVtl = HvInputVtl::new().with_use_target_vtl(true);
+/// The VTL that asks.
+pub(crate) const OWN_VTL: HvInputVtl = HvInputVtl::new();
+
+/// A value of a register; most have only a lower half.
+pub(crate) type RegisterValue = [u64; 2];
+
+/// The way to the host.
+#[derive(Inspect)]
+pub(crate) struct Hypercalls {
+    #[inspect(skip)]
+    file: HvcallFile,
+    /// Hypercalls made.
+    #[inspect(counter)]
+    calls: AtomicU64,
+}
+
+impl Hypercalls {
+    pub(crate) fn open() -> Result<Self, Error> {
+        Ok(Self {
+            file: HvcallFile::open(&ALLOWED)?,
+            calls: AtomicU64::new(0),
+        })
+    }
+
+    /// Has the host tell what `what` says.
+    pub(crate) fn install_intercept(
+        &self,
+        what: InterceptType,
+        access: AccessMask,
+        parameter: u64,
+    ) -> Result<(), Error> {
+        let input = InstallIntercept {
+            partition_id: HV_PARTITION_ID_SELF,
+            access,
+            intercept_type: what,
+            parameter,
+        };
+        self.simple(HypercallCode::INSTALL_INTERCEPT, "an intercept", &input)
+    }
+
+    /// Asserts an interrupt of VTL0.
+    pub(crate) fn assert_interrupt(
+        &self,
+        interrupt_type: HvInterruptType,
+        flags: HvInterruptFlags,
+        destination: u64,
+        vector: u32,
+    ) -> Result<(), Error> {
+        let input = AssertVirtualInterrupt {
+            partition_id: HV_PARTITION_ID_SELF,
+            interrupt_type,
+            flags,
+            destination,
+            vector,
+            target_vtl: 0,
+            rsvd: [0; 3],
+        };
+        let code = HypercallCode::ASSERT_VIRTUAL_INTERRUPT;
+        self.simple(code, "an interrupt", &input)
+    }
+
+    /// Reads registers of the VP that the caller runs on.
+    /// `values` has as many elements as `names`.
+    pub(crate) fn get(
+        &self,
+        vtl: HvInputVtl,
+        names: &[HvRegisterName],
+        values: &mut [RegisterValue],
+    ) -> Result<(), Error> {
+        let mut input = header(vtl).as_bytes().to_vec();
+        for name in names {
+            input.extend_from_slice(name.0.as_bytes());
+        }
+        let code = HypercallCode::GET_VP_REGISTERS;
+        let registers = "registers";
+        self.repeated(code, registers, names.len(), &input, values.as_mut_bytes())
+    }
+
+    /// Writes registers of the VP that the caller runs on.
+    pub(crate) fn set(
+        &self,
+        vtl: HvInputVtl,
+        registers: &[(HvRegisterName, RegisterValue)],
+    ) -> Result<(), Error> {
+        // As many as one call takes.
+        for chunk in registers.chunks(100) {
+            let mut input = header(vtl).as_bytes().to_vec();
+            for (name, value) in chunk {
+                let assoc = HvRegisterAssoc {
+                    name: name.0,
+                    pad: [0; 3],
+                    value: *value,
+                };
+                input.extend_from_slice(assoc.as_bytes());
+            }
+            let code = HypercallCode::SET_VP_REGISTERS;
+            self.repeated(code, "registers", chunk.len(), &input, &mut [])?;
+        }
+        Ok(())
+    }
+
+    fn simple(
+        &self,
+        code: HypercallCode,
+        what: &'static str,
+        input: &(impl IntoBytes + Immutable),
+    ) -> Result<(), Error> {
+        self.repeated(code, what, 0, input.as_bytes(), &mut [])
+    }
+
+    fn repeated(
+        &self,
+        code: HypercallCode,
+        what: &'static str,
+        reps: usize,
+        input: &[u8],
+        output: &mut [u8],
+    ) -> Result<(), Error> {
+        self.calls.fetch_add(1, Relaxed);
+        let control = HypercallControl::new()
+            .with_code(code.0)
+            .with_rep_count(reps as u16);
+        let result = self.file.call(control.into(), input, output);
+        let result = HypercallResult::from(result.map_err(kernel("make a hypercall"))?);
+        match HvStatus(result.status()) {
+            HvStatus::SUCCESS => Ok(()),
+            status => Err(Error::Hypercall {
+                code,
+                what,
+                status,
+                reps: result.reps_completed(),
+            }),
+        }
+    }
+}
+
+fn header(vtl: HvInputVtl) -> GetSetVpRegisters {
+    GetSetVpRegisters {
+        partition_id: HV_PARTITION_ID_SELF,
+        vp_index: HV_VP_INDEX_SELF,
+        target_vtl: vtl,
+        rsvd: [0; 3],
+    }
+}

@@ -1,0 +1,271 @@
+//! Pages that the kernel and the host share with us: a run page and a register page for
+//! each CPU.
+//!
+//! They change while the VP's thread is in the kernel, and `cancel` at any time. Everything
+//! is read and written through atomic operations, so no order of events is undefined
+//! behaviour; what is relied upon is that the VP's thread alone accesses all but `cancel`.
+
+#![expect(unsafe_code, reason = "maps pages and makes atomics of their words")]
+
+use crate::device::kernel;
+use crate::error::Error;
+use hv_defs::HV_PAGE_SIZE;
+use hv_defs::register_page::HvX64RegisterPage;
+use hv_defs::register_page::RegisterPageDirty;
+use hv_defs::synic::HV_MESSAGE_SIZE;
+use hv_defs::synic::HvMessage;
+use hv_defs::vp_context::HvX64SegmentRegister;
+use mshv_defs::CpuContext;
+use mshv_defs::FxState;
+use mshv_defs::GP_CR2;
+use mshv_defs::RunPage;
+use rustix::mm;
+use rustix::mm::MapFlags;
+use rustix::mm::ProtFlags;
+use std::mem::offset_of;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use virt::Gp;
+
+const SIZE: usize = HV_PAGE_SIZE as usize;
+
+/// A page that is mapped.
+struct Page(NonNull<u8>);
+
+// SAFETY: a mapping belongs to the process, not to a thread; all access is atomic.
+unsafe impl Send for Page {}
+// SAFETY: as above.
+unsafe impl Sync for Page {}
+
+impl Page {
+    fn map(vtl: BorrowedFd<'_>, offset: u64) -> Result<Self, Error> {
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let address = unsafe {
+            mm::mmap(
+                ptr::null_mut(),
+                SIZE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                vtl,
+                offset,
+            )
+        };
+        let failed = kernel("map a page of a VP");
+        let address = address.map_err(&failed)?;
+        let address = NonNull::new(address.cast()).ok_or(failed(rustix::io::Errno::FAULT))?;
+        Ok(Self(address))
+    }
+
+    /// Eight bytes at a multiple of eight.
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= SIZE);
+        // SAFETY: these bytes are in the page, which is mapped as long as `self` lives, and
+        // aligned, because a page is. All access to them is atomic.
+        unsafe { AtomicU64::from_ptr(self.0.as_ptr().add(offset).cast()) }
+    }
+
+    /// Four bytes at a multiple of four.
+    fn half(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= SIZE);
+        // SAFETY: as in `word`.
+        unsafe { AtomicU32::from_ptr(self.0.as_ptr().add(offset).cast()) }
+    }
+
+    fn get(&self, offset: usize) -> u64 {
+        self.word(offset).load(Relaxed)
+    }
+
+    fn set(&self, offset: usize, value: u64) {
+        self.word(offset).store(value, Relaxed);
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: it is this type's own, and nobody has borrowed from it. Should it fail,
+        // the mapping stays, and does no harm.
+        let _ = unsafe { mm::munmap(self.0.as_ptr().cast(), SIZE) };
+    }
+}
+
+/// The run page of a CPU.
+pub(crate) struct Run(Page);
+
+impl Run {
+    pub(crate) fn map(vtl: BorrowedFd<'_>, cpu: u16) -> Result<Self, Error> {
+        Page::map(vtl, mshv_defs::run_page_offset(cpu)).map(Self)
+    }
+
+    /// Not 0: the VP is not to be run.
+    pub(crate) fn cancel(&self) -> &AtomicU32 {
+        self.0.half(offset_of!(RunPage, cancel))
+    }
+
+    /// Why VTL0 was left.
+    pub(crate) fn message(&self) -> HvMessage {
+        let mut words = [0; HV_MESSAGE_SIZE / 8];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = self.0.get(offset_of!(RunPage, exit_message) + 8 * index);
+        }
+        zerocopy::transmute!(words)
+    }
+
+    /// A general register, but RSP.
+    pub(crate) fn gp(&self, register: Gp) -> u64 {
+        self.gp_at(register as usize)
+    }
+
+    pub(crate) fn set_gp(&self, register: Gp, value: u64) {
+        self.set_gp_at(register as usize, value);
+    }
+
+    /// By number; what RSP has is of no use.
+    pub(crate) fn gp_at(&self, number: usize) -> u64 {
+        self.0.get(gp_offset(number))
+    }
+
+    /// By number; RSP is ignored: in its place is CR2.
+    pub(crate) fn set_gp_at(&self, number: usize, value: u64) {
+        if number != GP_CR2 {
+            self.0.set(gp_offset(number), value);
+        }
+    }
+
+    pub(crate) fn cr2(&self) -> u64 {
+        self.0.get(gp_offset(GP_CR2))
+    }
+
+    pub(crate) fn set_cr2(&self, value: u64) {
+        self.0.set(gp_offset(GP_CR2), value);
+    }
+
+    pub(crate) fn xmm(&self, register: u8) -> u128 {
+        let offset = xmm_offset(register);
+        u128::from(self.0.get(offset)) | u128::from(self.0.get(offset + 8)) << 64
+    }
+
+    pub(crate) fn set_xmm(&self, register: u8, value: u128) {
+        let offset = xmm_offset(register);
+        self.0.set(offset, value as u64);
+        self.0.set(offset + 8, (value >> 64) as u64);
+    }
+
+    /// x87 and SSE as after a reset.
+    pub(crate) fn reset_fx(&self) {
+        let mut fx = [0_u64; size_of::<FxState>() / 8];
+        // x87 and SSE control: AMD APM volume 2, table 14-1.
+        fx[0] = 0x40;
+        fx[offset_of!(FxState, mxcsr) / 8] = 0x1f80;
+        for (index, word) in fx.into_iter().enumerate() {
+            self.0.set(fx_offset() + 8 * index, word);
+        }
+    }
+}
+
+const fn gp_offset(number: usize) -> usize {
+    offset_of!(RunPage, cpu_context) + offset_of!(CpuContext, gp) + 8 * (number % 16)
+}
+
+const fn fx_offset() -> usize {
+    offset_of!(RunPage, cpu_context) + offset_of!(CpuContext, fx)
+}
+
+const fn xmm_offset(register: u8) -> usize {
+    fx_offset() + offset_of!(FxState, xmm) + 16 * (register as usize % 16)
+}
+
+/// The register page of a CPU.
+pub(crate) struct RegisterPage(Page);
+
+/// A word of the register page.
+macro_rules! word {
+    ($name:ident) => {
+        pub(crate) fn $name(&self) -> u64 {
+            self.0.get(offset_of!(HvX64RegisterPage, $name))
+        }
+    };
+}
+
+impl RegisterPage {
+    pub(crate) fn map(vtl: BorrowedFd<'_>, cpu: u16) -> Result<Self, Error> {
+        Page::map(vtl, mshv_defs::register_page_offset(cpu)).map(Self)
+    }
+
+    word!(rip);
+    word!(rflags);
+    word!(cr0);
+    word!(cr3);
+    word!(cr4);
+    word!(efer);
+    word!(pending_interruption);
+    word!(interrupt_state);
+
+    /// Whether the host has filled it with VTL0's registers.
+    pub(crate) fn is_valid(&self) -> bool {
+        let [_, _, is_valid, vtl] = self.0.half(0).load(Relaxed).to_le_bytes();
+        is_valid != 0 && vtl == 0
+    }
+
+    pub(crate) fn rsp(&self) -> u64 {
+        self.0.get(page_gp_offset(Gp::Rsp as usize))
+    }
+
+    pub(crate) fn segment(&self, index: usize) -> HvX64SegmentRegister {
+        let offset = offset_of!(HvX64RegisterPage, segments)
+            + size_of::<HvX64SegmentRegister>() * (index % 6);
+        let words = [self.0.get(offset), self.0.get(offset + 8)];
+        zerocopy::transmute!(words)
+    }
+
+    pub(crate) fn set_rip(&self, value: u64) {
+        self.0.set(offset_of!(HvX64RegisterPage, rip), value);
+        self.mark(RegisterPageDirty::new().with_instruction_pointer(true));
+    }
+
+    pub(crate) fn set_rflags(&self, value: u64) {
+        self.0.set(offset_of!(HvX64RegisterPage, rflags), value);
+        self.mark(RegisterPageDirty::new().with_flags(true));
+    }
+
+    /// All of them, because their dirty bit is one for all.
+    pub(crate) fn set_gp(&self, values: &[u64; 16]) {
+        for (index, value) in values.iter().enumerate() {
+            self.0.set(page_gp_offset(index), *value);
+        }
+        self.mark(RegisterPageDirty::new().with_general_purpose(true));
+    }
+
+    /// Only so that we find it ourselves: the host does not take it from here.
+    pub(crate) fn remember_pending_interruption(&self, value: u64) {
+        self.0
+            .set(offset_of!(HvX64RegisterPage, pending_interruption), value);
+    }
+
+    /// As above.
+    pub(crate) fn remember_interrupt_state(&self, value: u64) {
+        self.0
+            .set(offset_of!(HvX64RegisterPage, interrupt_state), value);
+    }
+
+    /// The host takes over nothing.
+    pub(crate) fn forget_changes(&self) {
+        self.dirty().store(0, Relaxed);
+    }
+
+    fn mark(&self, classes: RegisterPageDirty) {
+        let dirty = self.dirty().load(Relaxed);
+        self.dirty().store(dirty | u32::from(classes), Relaxed);
+    }
+
+    fn dirty(&self) -> &AtomicU32 {
+        self.0.half(offset_of!(HvX64RegisterPage, dirty))
+    }
+}
+
+const fn page_gp_offset(index: usize) -> usize {
+    offset_of!(HvX64RegisterPage, gprs) + 8 * index
+}
