@@ -109,6 +109,12 @@ fn paravisor(leaf: u32, subleaf: u32, native: Registers) -> Registers {
     r
 }
 
+/// Whether a leaf is one that software asks hypervisors for, and not one of those that the
+/// host has.
+pub fn is_unimplemented(leaf: u32) -> bool {
+    (HV_CPUID_HARDWARE + 1..=HYPERVISOR_LEAVES_END).contains(&leaf)
+}
+
 /// The hypervisor's leaves. Those that are not listed are zero, which software that asks
 /// without looking at the highest leaf relies on.
 fn hypervisor(leaf: u32, asker: &Asker) -> Registers {

@@ -15,6 +15,8 @@ pub mod svm;
 
 /// CR0.PE.
 pub const CR0_PE: u64 = 1 << 0;
+/// CR0.AM.
+pub const CR0_AM: u64 = 1 << 18;
 /// CR0.ET; always one.
 pub const CR0_ET: u64 = 1 << 4;
 /// CR0.NE.
@@ -37,6 +39,8 @@ pub const CR3_DEFINED: u64 = (1 << 52) - 1;
 pub const CR4_PSE: u64 = 1 << 4;
 /// CR4.PAE.
 pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.PCIDE.
+pub const CR4_PCIDE: u64 = 1 << 17;
 /// CR4.LA57.
 pub const CR4_LA57: u64 = 1 << 12;
 /// CR4.OSXSAVE.
@@ -85,6 +89,8 @@ pub const RFLAGS_VM: u64 = 1 << 17;
 pub const RFLAGS_AC: u64 = 1 << 18;
 /// RFLAGS bit 1.
 pub const RFLAGS_ALWAYS_ONE: u64 = 1 << 1;
+/// RFLAGS.IF.
+pub const RFLAGS_IF: u64 = 1 << 9;
 /// RFLAGS: all defined bits up to ID, except VM, which long mode does not have.
 pub const RFLAGS_DEFINED: u64 = 0x003d_7fd7;
 

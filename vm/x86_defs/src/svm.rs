@@ -94,6 +94,8 @@ pub enum ExitCode {
     CPUID = 0x72,
     /// IRET, not yet executed.
     IRET = 0x74,
+    /// HLT.
+    HLT = 0x78,
     /// INVLPGA.
     INVLPGA = 0x7a,
     /// An intercepted port.
@@ -228,7 +230,7 @@ pub struct Control {
     pub tsc_offset: u64,
     pub asid: u32,
     pub tlb_control: u32,
-    pub virtual_interrupt: u64,
+    pub virtual_interrupt: VirtualInterrupt,
     pub interrupt_shadow: u64,
     pub exit_code: ExitCode,
     pub exit_info1: u64,

@@ -29,16 +29,19 @@ pub enum ExitReason {
     ImageRefused = 0x13,
     /// VTL2 asked for a reset.
     Reset = 0x14,
+    /// The guest in VTL0 cannot go on, and VTL2 does not want to know.
+    GuestCrash = 0x15,
 }
 
 impl ExitReason {
     /// All reasons.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::PowerOff,
         Self::Vtl2Crash,
         Self::HostError,
         Self::ImageRefused,
         Self::Reset,
+        Self::GuestCrash,
     ];
 
     /// Exit status of the QEMU process: `isa-debug-exit` turns the value v into 2 v + 1.

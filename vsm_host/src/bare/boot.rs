@@ -168,7 +168,11 @@ fn partition(machine: &MachineInfo, plan: &LoadPlan<'_>) -> Partition {
         spaces,
         frequencies,
         start_tsc: clock::start_tsc(),
-        iopm: &raw const *Box::leak(iopm) as u64,
+        iopms: [
+            &raw const *Box::leak(IoPermissionMap::all()) as u64,
+            0,
+            &raw const *Box::leak(iopm) as u64,
+        ],
         msrpm: &raw const *Box::leak(MsrPermissionMap::new()) as u64,
     })
 }

@@ -12,14 +12,21 @@ use core::arch::x86_64::__cpuid_count;
 use core::arch::{asm, global_asm};
 use core::fmt;
 use igvm_loader::Gprs;
+use spin::Once;
 use vsm_host::cpuid::Registers;
 use vsm_host::log_text;
+use vsm_host::partition::guest::Entry;
 use vsm_host::partition::{Next, Partition, Processor, Vp};
 use vsm_host::svm::vmcb;
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
-use x86_defs::msr::{VM_CR, VM_HSAVE_PA};
+use x86_defs::msr::{TSC_AUX, VM_CR, VM_HSAVE_PA};
 
 const VM_CR_SVM_DISABLED: u64 = 1 << 4;
+/// CPUID 0x80000001 EDX.
+const RDTSCP: u32 = 1 << 27;
+const LOW_32: u64 = 0xffff_ffff;
+
+static HAS_TSC_AUX: Once<bool> = Once::new();
 
 unsafe extern "C" {
     fn run_vp(gprs: *mut Gprs, vmcb: u64, host: u64);
@@ -61,13 +68,27 @@ impl Processor for Physical {
         lapic::write_for_vtl(address, value);
     }
 
+    fn exchange_tsc_aux(&self, value: u64) -> u64 {
+        if !*HAS_TSC_AUX.call_once(|| cpuid(0x8000_0001, 0)[3] & RDTSCP != 0) {
+            return 0;
+        }
+        let mut msr = Msr::new(TSC_AUX);
+        // SAFETY: the MSR exists, and the host does not use it.
+        unsafe {
+            let old = msr.read();
+            msr.write(value & LOW_32);
+            old
+        }
+    }
+
     fn log(&self, text: fmt::Arguments<'_>) {
         console::line(text);
     }
 }
 
 /// Turns SVM on and the global interrupt flag off, for good: from here interrupts and NMIs
-/// are taken only by VPs and by `NmiSleeper`.
+/// are taken only by VPs and by `NmiSleeper`. IF is set, because it decides whether a
+/// physical interrupt makes a VP leave the guest, whose own IF is virtual.
 pub(crate) fn enable_svm() {
     let has = |leaf, register: usize, bit: u32| cpuid(leaf, 0)[register] & (1 << bit) != 0;
     assert!(has(0x8000_0001, 2, 2), "this CPU has no SVM");
@@ -88,7 +109,7 @@ pub(crate) fn enable_svm() {
             efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE | EferFlags::NO_EXECUTE_ENABLE);
         });
         Msr::new(VM_HSAVE_PA).write(&raw const save_area.0 as u64);
-        asm!("clgi", options(nostack, nomem));
+        asm!("clgi", "sti", options(nostack, nomem));
     }
 }
 
@@ -106,6 +127,8 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
         log!("{}", log_text(HOST_ENTERS_VTL2));
     }
     loop {
+        // Until a VP can wait in the host, one without work runs through its HLT.
+        let (Entry::Run | Entry::Idle) = partition.prepare(&mut vp, &Physical);
         let vmcb = &raw mut *vp.vtls[vp.vtl.index()].vmcb as u64;
         // SAFETY: the block, the maps it names and the nested page table are valid and
         // stay so; VM_HSAVE_PA is set; the nested page table keeps the VTL out of all

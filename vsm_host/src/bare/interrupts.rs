@@ -1,7 +1,7 @@
 //! The host's interrupt table.
 //!
-//! The host takes no interrupt: IF is clear on every CPU, and GIF too once a CPU runs
-//! VPs. An exception is a bug of the host and ends the machine with the registers in the
+//! The host takes no interrupt: IF is clear on every CPU until it runs VPs; from then on
+//! GIF is, and IF whenever GIF is not. An exception is a bug of the host and ends the machine with the registers in the
 //! log. The one event that the host expects is the NMI by which a parked CPU is told to
 //! look for work: see [`NmiSleeper`].
 
@@ -142,18 +142,22 @@ exception_common:
     ud2
 
 sleep_until_nmi:
+    cli
     stgi
 sleep_loop:
     hlt
     jmp     sleep_loop
 sleep_end:
     clgi
+    sti
     ret
 
 take_pending_nmi:
+    cli
     stgi
     pause
     clgi
+    sti
     ret
 
 nmi_entry:

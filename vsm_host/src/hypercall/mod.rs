@@ -10,7 +10,7 @@ mod registers;
 mod translate;
 
 use crate::partition::counters::Refused;
-use crate::partition::{Partition, Processor, Vp, gpr};
+use crate::partition::{Next, Partition, Processor, Vp, gpr};
 use crate::svm::vmcb::{self, Exception};
 use crate::vtl::Vtl;
 use calls::Caller;
@@ -38,6 +38,8 @@ pub enum Outcome {
     Done(HypercallResult),
     /// The instruction faults.
     Fault(Exception),
+    /// The VP has left the caller's VTL.
+    Switched(Next),
     /// The machine ends.
     End(ExitReason),
 }
@@ -140,9 +142,16 @@ pub fn handle(partition: &Partition, vp: &mut Vp, processor: &impl Processor) ->
     }
     let control = HypercallControl::from(vp.gprs[gpr::RCX]);
     let code = Code(control.code());
-    if matches!(code, Code::VTL_CALL | Code::VTL_RETURN) {
-        // There is no other VTL to go to.
-        return Outcome::Fault(Exception::InvalidOpcode);
+    match code {
+        Code::VTL_RETURN => {
+            return match partition.vtl_return(vp, processor) {
+                Ok(next) => Outcome::Switched(next),
+                Err(exception) => Outcome::Fault(exception),
+            };
+        }
+        // No VTL takes calls.
+        Code::VTL_CALL => return Outcome::Fault(Exception::InvalidOpcode),
+        _ => {}
     }
     let mut caller = Caller {
         partition,

@@ -70,7 +70,7 @@ pub(super) fn read(vp: &mut Vp, vtl: Vtl, name: Name) -> Option<u128> {
     }
     let value = match name {
         Name::CR2 => vp.vmcb().save.cr2,
-        Name::CR8 => vmcb.control.virtual_interrupt & CR8_DEFINED,
+        Name::CR8 => vmcb.control.virtual_interrupt.tpr().into(),
         Name::EFER => save.efer & !EFER_SVME,
         _ => *word_of(save, name)?,
     };
@@ -106,8 +106,8 @@ fn write_word(vp: &mut Vp, vtl: Vtl, name: Name, value: [u64; 2]) -> Option<()> 
     }
     let vmcb = &mut vp.vtls[vtl.index()].vmcb;
     if name == Name::CR8 {
-        let control = &mut vmcb.control.virtual_interrupt;
-        *control = *control & !CR8_DEFINED | value;
+        // It has four bits.
+        vmcb.control.virtual_interrupt.set_tpr(value as u8);
         return Some(());
     }
     *word_of(&mut vmcb.save, name)? = match name {

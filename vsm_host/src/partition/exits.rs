@@ -6,6 +6,7 @@ use crate::hypercall::Outcome;
 use crate::svm::fetch;
 use crate::svm::fetch::Instruction;
 use crate::svm::vmcb::{self, Exception};
+use crate::vtl::Vtl;
 use crate::{cpuid, hypercall, log_text};
 use boot_events::{HOST_ERROR_PREFIX, HOST_VTL2_CRASH_PREFIX};
 use core::fmt;
@@ -14,11 +15,11 @@ use x86_defs::svm::{EventInjection, ExitCode, IoInfo};
 use x86_defs::{CR4_OSXSAVE, EFER_SVME};
 
 /// Bit of EXITINFO1 of a nested page fault: it was a write.
-const NPF_WRITE: u64 = 1 << 1;
+pub(super) const NPF_WRITE: u64 = 1 << 1;
 /// It was a write of the instruction itself, not of the page tables' walk.
 const NPF_STORE: u64 = 1 << 32 | NPF_WRITE;
 /// It was an instruction fetch.
-const NPF_FETCH: u64 = 1 << 4;
+pub(super) const NPF_FETCH: u64 = 1 << 4;
 
 const LOW_32: u64 = 0xffff_ffff;
 
@@ -34,6 +35,10 @@ impl Partition {
             EventInjection::new()
         };
         control.tlb_control = 0;
+        if vp.vtl == Vtl::GUEST {
+            return self.handle_guest_exit(vp, processor);
+        }
+        let control = &vp.vmcb().control;
         let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
         match code {
             ExitCode::CPUID => self.instruction(vp, processor, Instruction::Cpuid, |vp| {
@@ -65,6 +70,7 @@ impl Partition {
                             Ok(Next::Resume)
                         }
                         Outcome::Fault(exception) => Err(exception),
+                        Outcome::Switched(next) => Ok(next),
                         Outcome::End(reason) => Ok(Next::End(reason)),
                     },
                 )
@@ -73,15 +79,7 @@ impl Partition {
                 self.port(vp, info1.into(), info2);
                 Next::Resume
             }
-            // The host's own instructions do not exist for a VTL.
-            ExitCode::VMRUN
-            | ExitCode::VMLOAD
-            | ExitCode::VMSAVE
-            | ExitCode::STGI
-            | ExitCode::CLGI
-            | ExitCode::SKINIT
-            | ExitCode::INVLPGA
-            | ExitCode::XSETBV => {
+            _ if is_host_instruction(code) => {
                 self.counters.count(Refused::Instruction(code.0));
                 vmcb::inject(vp.vmcb_mut(), Exception::InvalidOpcode);
                 Next::Resume
@@ -127,16 +125,23 @@ impl Partition {
                 processor,
                 format_args!("the processor does not accept its registers"),
             ),
-            other => {
-                processor.log(format_args!(
-                    "{}VP {} exits with {other:x?} ({info1:#x}, {info2:#x}), expected an \
-                     intercepted event",
-                    log_text(HOST_ERROR_PREFIX),
-                    vp.index
-                ));
-                Next::End(ExitReason::HostError)
-            }
+            _ => self.unexpected(vp, processor),
         }
+    }
+
+    /// An exit that nobody asked the processor for.
+    pub(super) fn unexpected(&self, vp: &Vp, processor: &impl Processor) -> Next {
+        let control = &vp.vmcb().control;
+        processor.log(format_args!(
+            "{}VP {} leaves {} with {:x?} ({:#x}, {:#x}), expected an intercepted event",
+            log_text(HOST_ERROR_PREFIX),
+            vp.index,
+            vp.vtl,
+            control.exit_code,
+            control.exit_info1,
+            control.exit_info2
+        ));
+        Next::End(ExitReason::HostError)
     }
 
     /// Emulates an instruction if it is the one that the VP stands at, and goes on behind
@@ -153,9 +158,11 @@ impl Partition {
             vmcb::inject(vp.vmcb_mut(), Exception::InvalidOpcode);
             return Next::Resume;
         };
+        // The instruction may switch to another VTL; it is this one that has executed it.
+        let vtl = vp.vtl.index();
         match emulate(vp) {
             Ok(next) => {
-                vmcb::advance(vp.vmcb_mut(), next_rip);
+                vmcb::advance(&mut vp.vtls[vtl].vmcb, next_rip);
                 next
             }
             Err(exception) => {
@@ -165,7 +172,8 @@ impl Partition {
         }
     }
 
-    fn cpuid(&self, vp: &mut Vp, processor: &impl Processor) {
+    /// What CPUID shows where the VP stands.
+    pub(super) fn cpuid_answer(&self, vp: &Vp, processor: &impl Processor) -> cpuid::Registers {
         let leaf = vp.vmcb().save.rax as u32;
         let subleaf = vp.gprs[gpr::RCX] as u32;
         let asker = cpuid::Asker {
@@ -175,7 +183,11 @@ impl Partition {
             os_xsave: vp.vmcb().save.cr4 & CR4_OSXSAVE != 0,
         };
         let native = |leaf, subleaf| processor.cpuid(leaf, subleaf);
-        let [eax, ebx, ecx, edx] = cpuid::answer(&asker, leaf, subleaf, native).map(u64::from);
+        cpuid::answer(&asker, leaf, subleaf, native)
+    }
+
+    pub(super) fn cpuid(&self, vp: &mut Vp, processor: &impl Processor) {
+        let [eax, ebx, ecx, edx] = self.cpuid_answer(vp, processor).map(u64::from);
         vp.vmcb_mut().save.rax = eax;
         vp.gprs[gpr::RBX] = ebx;
         vp.gprs[gpr::RCX] = ecx;
@@ -225,11 +237,26 @@ impl Partition {
     }
 }
 
+/// An instruction that does not exist for a VTL: it is the host's.
+pub(super) fn is_host_instruction(code: ExitCode) -> bool {
+    matches!(
+        code,
+        ExitCode::VMRUN
+            | ExitCode::VMLOAD
+            | ExitCode::VMSAVE
+            | ExitCode::STGI
+            | ExitCode::CLGI
+            | ExitCode::SKINIT
+            | ExitCode::INVLPGA
+            | ExitCode::XSETBV
+    )
+}
+
 fn is_host_memory(address: u64) -> bool {
     (HOST_MEMORY_BASE..HOST_MEMORY_BASE + HOST_MEMORY_SIZE).contains(&address)
 }
 
-fn log_registers(vp: &Vp, processor: &impl Processor) {
+pub(super) fn log_registers(vp: &Vp, processor: &impl Processor) {
     let s = &vp.vmcb().save;
     let g = &vp.gprs;
     processor.log(format_args!(

@@ -8,6 +8,7 @@ pub mod apic;
 pub mod counters;
 pub mod crash;
 mod exits;
+pub mod guest;
 pub mod intercepts;
 pub mod mailbox;
 pub mod msrs;
@@ -27,6 +28,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use counters::{Counters, MAX_REPORTS, Refused};
 use crash::CrashReport;
+use guest::GuestVp;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::msr::OverlayPage;
 use hv_defs::vsm::VsmPartitionConfig;
@@ -56,6 +58,8 @@ pub trait Processor: RamAccess {
     fn timer_fired(&self, vp: u32);
     /// Writes a register of an interrupt controller.
     fn write_device(&self, address: u64, value: u32);
+    /// Sets the MSR TSC_AUX and tells what it was.
+    fn exchange_tsc_aux(&self, value: u64) -> u64;
     /// Logs a line.
     fn log(&self, text: fmt::Arguments<'_>);
 }
@@ -81,6 +85,10 @@ pub mod gpr {
     pub const RBX: usize = 3;
     /// RSP; while a VP does not run it is in the VMCB.
     pub const RSP: usize = 4;
+    /// RSI.
+    pub const RSI: usize = 6;
+    /// RDI.
+    pub const RDI: usize = 7;
     /// R8.
     pub const R8: usize = 8;
 }
@@ -95,9 +103,9 @@ pub struct Config {
     pub frequencies: Frequencies,
     /// TSC at which reference time is zero.
     pub start_tsc: u64,
-    /// Physical addresses of the I/O and the MSR permission map.
-    pub iopm: u64,
-    /// See `iopm`.
+    /// Physical addresses of the I/O permission maps, by VTL.
+    pub iopms: [u64; VTL_COUNT],
+    /// Physical address of the MSR permission map.
     pub msrpm: u64,
 }
 
@@ -310,6 +318,8 @@ pub struct Vp {
     pub vtl: Vtl,
     /// Its state in each VTL.
     pub vtls: [VpVtl; VTL_COUNT],
+    /// What else concerns the guest.
+    pub guest: GuestVp,
     mtrrs: Mtrrs,
     /// Reports that it has made the host log.
     reports: u32,
@@ -335,8 +345,11 @@ impl Vp {
             let VtlSpace { nested_cr3, .. } = config.spaces[vtl];
             // ASID 0 is the host's.
             let asid = vtl as u32 + 1;
-            let mut vmcb = Box::new(vmcb::new(nested_cr3, config.iopm, config.msrpm, asid));
+            let mut vmcb = Box::new(vmcb::new(nested_cr3, config.iopms[vtl], config.msrpm, asid));
             context::apply(&reset, &mut vmcb);
+            if vtl == Vtl::GUEST.index() {
+                vmcb::intercept_guest(&mut vmcb);
+            }
             vmcb
         };
         Self {
@@ -349,6 +362,7 @@ impl Vp {
                 register_page: OverlayPage::new(),
                 tsc_invariant_control: 0,
             }),
+            guest: GuestVp::default(),
             mtrrs: Mtrrs::default(),
             reports: 0,
         }

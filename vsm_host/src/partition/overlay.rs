@@ -63,9 +63,11 @@ impl Overlay {
     }
 }
 
-/// The hypercall page: three entry points. RCX is the hypercall's control word.
+/// The hypercall page: three entry points. RCX is the hypercall's control word; that of a
+/// switch of VTLs moves to RAX.
 pub fn hypercall_page() -> [u8; PAGE] {
     const VMMCALL_RET: [u8; 4] = [0x0f, 0x01, 0xd9, 0xc3];
+    const MOV_RAX_RCX: [u8; 3] = [0x48, 0x89, 0xc8];
     // Unused bytes are INT3: a wrong jump is noticed.
     let mut page = [0xcc; PAGE];
     page[..4].copy_from_slice(&VMMCALL_RET);
@@ -74,9 +76,10 @@ pub fn hypercall_page() -> [u8; PAGE] {
         (VTL_RETURN_OFFSET, HypercallCode::VTL_RETURN),
     ] {
         let at = usize::from(offset);
-        page[at] = 0xb9; // mov ecx, imm32
-        page[at + 1..at + 5].copy_from_slice(&u32::from(code.0).to_le_bytes());
-        page[at + 5..at + 9].copy_from_slice(&VMMCALL_RET);
+        page[at..at + 3].copy_from_slice(&MOV_RAX_RCX);
+        page[at + 3] = 0xb9; // mov ecx, imm32
+        page[at + 4..at + 8].copy_from_slice(&u32::from(code.0).to_le_bytes());
+        page[at + 8..at + 12].copy_from_slice(&VMMCALL_RET);
     }
     page
 }
@@ -127,8 +130,10 @@ mod tests {
         let page = hypercall_page();
         assert_eq!(page[..4], [0x0f, 0x01, 0xd9, 0xc3]);
         assert_eq!(
-            page[usize::from(CODE_PAGE_OFFSETS.ret())..][..9],
-            [0xb9, 0x12, 0, 0, 0, 0x0f, 0x01, 0xd9, 0xc3]
+            page[usize::from(CODE_PAGE_OFFSETS.ret())..][..12],
+            [
+                0x48, 0x89, 0xc8, 0xb9, 0x12, 0, 0, 0, 0x0f, 0x01, 0xd9, 0xc3
+            ]
         );
     }
 }

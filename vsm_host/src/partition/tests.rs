@@ -32,6 +32,7 @@ pub(crate) struct FakeProcessor {
     /// VPs whose timers were said to have fired.
     pub fired: RefCell<Vec<u32>>,
     pub written: RefCell<Vec<(u64, u32)>>,
+    pub tsc_aux: Cell<u64>,
     pub log: RefCell<Vec<String>>,
 }
 
@@ -104,6 +105,10 @@ impl Processor for FakeProcessor {
         self.written.borrow_mut().push((address, value));
     }
 
+    fn exchange_tsc_aux(&self, value: u64) -> u64 {
+        self.tsc_aux.replace(value)
+    }
+
     fn log(&self, text: fmt::Arguments<'_>) {
         self.log.borrow_mut().push(text.to_string());
     }
@@ -126,7 +131,7 @@ pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
             lapic_hz: 1_000_000,
         },
         start_tsc: 0,
-        iopm: 0,
+        iopms: [0; VTL_COUNT],
         msrpm: 0,
     });
     let mut vp = Vp::new(&partition, 0);
@@ -143,6 +148,7 @@ pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
         timers: RefCell::default(),
         fired: RefCell::default(),
         written: RefCell::default(),
+        tsc_aux: Cell::new(0),
         log: RefCell::default(),
     };
     (partition, vp, processor)

@@ -28,6 +28,8 @@ pub enum Instruction {
     Wrmsr,
     /// VMMCALL.
     Vmmcall,
+    /// HLT.
+    Hlt,
 }
 
 impl Instruction {
@@ -37,6 +39,7 @@ impl Instruction {
             Self::Rdmsr => &[0x0f, 0x32],
             Self::Wrmsr => &[0x0f, 0x30],
             Self::Vmmcall => &[0x0f, 0x01, 0xd9],
+            Self::Hlt => &[0xf4],
         }
     }
 }
@@ -48,13 +51,8 @@ pub fn next_rip<R: RamAccess + ?Sized>(
     instruction: Instruction,
 ) -> Option<u64> {
     let long = vmcb::is_64_bit(save);
-    let linear = if long {
-        save.rip
-    } else {
-        u64::from((save.cs.base as u32).wrapping_add(save.rip as u32))
-    };
     let mut bytes = [0; MAX_LENGTH];
-    let fetched = fetch(memory, save, linear, &mut bytes);
+    let fetched = fetch(memory, save, &mut bytes);
     let length = length_of(&bytes[..fetched], instruction, long)?;
     let next = save.rip.wrapping_add(length as u64);
     Some(if long { next } else { u64::from(next as u32) })
@@ -72,13 +70,17 @@ fn length_of(bytes: &[u8], instruction: Instruction, long: bool) -> Option<usize
         .then_some(opcode_at + opcode.len())
 }
 
-/// Reads code at a linear address; returns how many bytes could be read.
-pub(super) fn fetch<R: RamAccess + ?Sized>(
+/// Reads the code at which `save` stands; returns how many bytes could be read.
+pub fn fetch<R: RamAccess + ?Sized>(
     memory: &GuestMemory<'_, R>,
     save: &Save,
-    linear: u64,
     out: &mut [u8],
 ) -> usize {
+    let linear = if vmcb::is_64_bit(save) {
+        save.rip
+    } else {
+        u64::from((save.cs.base as u32).wrapping_add(save.rip as u32))
+    };
     let mut done = 0;
     while done < out.len() {
         let at = linear.wrapping_add(done as u64);

@@ -2,6 +2,7 @@
 //!
 //! References are to the AMD64 Architecture Programmer's Manual, volume 2 ("APM").
 
+pub mod check;
 pub mod context;
 pub mod fetch;
 pub mod paging;

@@ -77,6 +77,11 @@ impl IoPermissionMap {
         }
         map
     }
+
+    /// All ports exit.
+    pub fn all() -> Box<Self> {
+        Box::new(Self([0xff; IOPM_SIZE]))
+    }
 }
 
 #[cfg(test)]

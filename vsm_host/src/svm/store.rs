@@ -39,7 +39,7 @@ pub fn at<R: RamAccess + ?Sized>(memory: &GuestMemory<'_, R>, save: &Save) -> Op
         return None;
     }
     let mut bytes = [0; MAX_LENGTH];
-    let fetched = fetch(memory, save, save.rip, &mut bytes);
+    let fetched = fetch(memory, save, &mut bytes);
     let (source, length) = decode(&bytes[..fetched])?;
     Some(Store {
         source,

@@ -10,6 +10,9 @@ const TLB_FLUSH_ALL: u32 = 1;
 /// Bit of CS attributes in a control block: 64-bit code.
 const CS_LONG: u16 = 1 << 9;
 
+/// Bit of `interrupt_shadow`: the instruction before holds interrupts back.
+pub const SHADOW: u64 = 1;
+
 /// Exceptions that the host injects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exception {
@@ -51,6 +54,18 @@ pub fn new(nested_cr3: u64, iopm: u64, msrpm: u64, asid: u32) -> Vmcb {
     control.nested_paging = 1;
     control.nested_cr3 = nested_cr3;
     vmcb
+}
+
+/// Adds what the host intercepts of a guest that has no devices: physical interrupts are
+/// for another VTL, and the guest's own are virtual.
+pub fn intercept_guest(vmcb: &mut Vmcb) {
+    let control = &mut vmcb.control;
+    control.intercepts3 = Intercepts3::from_bits(control.intercepts3)
+        .with_intr(true)
+        .with_nmi(true)
+        .with_hlt(true)
+        .into_bits();
+    control.virtual_interrupt.set_masking(true);
 }
 
 /// Makes VMRUN deliver an exception instead of the instruction that exited.

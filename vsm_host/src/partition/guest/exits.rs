@@ -1,0 +1,272 @@
+//! What makes the guest leave VTL0, and who answers it: the host, or VTL2.
+
+use super::message::{header, instruction};
+use crate::hypercall::Outcome;
+use crate::partition::counters::Refused;
+use crate::partition::{Next, Partition, Processor, Vp, exits, gpr};
+use crate::svm::fetch::{self, Instruction};
+use crate::svm::vmcb::{self, Exception};
+use crate::vtl::Vtl;
+use crate::{cpuid, hypercall};
+use hv_defs::intercept::{
+    AccessType, CpuidIntercept, IoPortAccess, IoPortIntercept, MemoryAccess, MemoryIntercept,
+    MsrIntercept,
+};
+use hv_defs::registers::HvRegisterName;
+use hv_defs::synic::HvMessageType;
+use vsm_host_defs::ExitReason;
+use x86_defs::svm::{ExitCode, IoInfo};
+use zerocopy::IntoBytes;
+
+const LOW_32: u64 = 0xffff_ffff;
+
+/// Memory type of all RAM, as in PAT: write-back.
+const WRITE_BACK: u32 = 6;
+
+impl Partition {
+    /// Handles an exit of the guest.
+    pub(in crate::partition) fn handle_guest_exit(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+    ) -> Next {
+        let control = &vp.vmcb().control;
+        let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
+        match code {
+            // Physical interrupts are VTL2's.
+            ExitCode::INTR => self.interrupted(vp, processor),
+            // Somebody wants this CPU to look again at what there is to do.
+            ExitCode::NMI => Next::Resume,
+            ExitCode::HLT => self.halt(vp, processor),
+            ExitCode::CPUID => self.guest_cpuid(vp, processor),
+            ExitCode::MSR => self.guest_msr(vp, processor, info1 & 1 != 0),
+            ExitCode::VMMCALL => self.guest_hypercall(vp, processor),
+            ExitCode::IOIO => self.guest_port(vp, processor, info1.into(), info2),
+            ExitCode::NPF => self.guest_memory(vp, processor, info1, info2),
+            ExitCode::SHUTDOWN => self.guest_is_dead(vp, processor),
+            ExitCode::INVALID => {
+                // The processor does not say which one.
+                self.invalid_register(vp, processor, HvRegisterName::RIP)
+            }
+            _ if exits::is_host_instruction(code) => {
+                self.counters.count(Refused::Instruction(code.0));
+                vmcb::inject(vp.vmcb_mut(), Exception::InvalidOpcode);
+                Next::Resume
+            }
+            _ => self.unexpected(vp, processor),
+        }
+    }
+
+    /// RIP behind an instruction that exited; else #UD, as the bytes are not those of one.
+    fn behind(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        instruction: Instruction,
+    ) -> Option<u64> {
+        let memory = self.memory(vp.vtl, processor);
+        let next = fetch::next_rip(&memory, &vp.vmcb().save, instruction);
+        if next.is_none() {
+            vmcb::inject(vp.vmcb_mut(), Exception::InvalidOpcode);
+        }
+        next
+    }
+
+    fn halt(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
+        if let Some(next_rip) = self.behind(vp, processor, Instruction::Hlt) {
+            vmcb::advance(vp.vmcb_mut(), next_rip);
+            vp.guest.halted = true;
+        }
+        Next::Resume
+    }
+
+    fn guest_cpuid(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
+        let Some(next_rip) = self.behind(vp, processor, Instruction::Cpuid) else {
+            return Next::Resume;
+        };
+        let leaf = vp.vmcb().save.rax as u32;
+        let unimplemented = cpuid::is_unimplemented(leaf);
+        if !unimplemented || !self.vsm_config().intercept_cpuid_unimplemented() {
+            self.cpuid(vp, processor);
+            vmcb::advance(vp.vmcb_mut(), next_rip);
+            return Next::Resume;
+        }
+        let [rax, rbx, rcx, rdx] = self.cpuid_answer(vp, processor).map(u64::from);
+        let length = next_rip.wrapping_sub(vp.vmcb().save.rip);
+        let payload = CpuidIntercept {
+            header: header(vp, AccessType::EXECUTE, length),
+            rax: vp.vmcb().save.rax,
+            rcx: vp.gprs[gpr::RCX],
+            rdx: vp.gprs[gpr::RDX],
+            rbx: vp.gprs[gpr::RBX],
+            default_rax: rax,
+            default_rcx: rcx,
+            default_rdx: rdx,
+            default_rbx: rbx,
+        };
+        let kind = HvMessageType::X64_CPUID_INTERCEPT;
+        self.intercepted(vp, processor, kind, payload.as_bytes())
+    }
+
+    fn guest_msr(&self, vp: &mut Vp, processor: &impl Processor, write: bool) -> Next {
+        let kind = if write {
+            Instruction::Wrmsr
+        } else {
+            Instruction::Rdmsr
+        };
+        let Some(next_rip) = self.behind(vp, processor, kind) else {
+            return Next::Resume;
+        };
+        let msr = vp.gprs[gpr::RCX] as u32;
+        let result = if write {
+            let value = vp.gprs[gpr::RDX] << 32 | vp.vmcb().save.rax & LOW_32;
+            self.write_msr(vp, processor, msr, value)
+        } else {
+            self.read_msr(vp, processor, msr).map(|value| {
+                vp.vmcb_mut().save.rax = value & LOW_32;
+                vp.gprs[gpr::RDX] = value >> 32;
+                Next::Resume
+            })
+        };
+        match result {
+            Ok(next) => {
+                vmcb::advance(vp.vmcb_mut(), next_rip);
+                next
+            }
+            Err(exception) => {
+                vmcb::inject(vp.vmcb_mut(), exception);
+                Next::Resume
+            }
+        }
+    }
+
+    /// Lets VTL2 answer an access to an MSR.
+    #[expect(dead_code, reason = "VTL2 cannot ask for MSRs yet")]
+    pub(crate) fn intercept_msr(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        write: bool,
+        next_rip: u64,
+    ) -> Next {
+        let access = if write {
+            AccessType::WRITE
+        } else {
+            AccessType::READ
+        };
+        let length = next_rip.wrapping_sub(vp.vmcb().save.rip);
+        let payload = MsrIntercept {
+            header: header(vp, access, length),
+            msr: vp.gprs[gpr::RCX] as u32,
+            reserved: 0,
+            rdx: vp.gprs[gpr::RDX],
+            rax: vp.vmcb().save.rax,
+        };
+        let kind = HvMessageType::X64_MSR_INTERCEPT;
+        self.intercepted(vp, processor, kind, payload.as_bytes())
+    }
+
+    fn guest_hypercall(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
+        let Some(next_rip) = self.behind(vp, processor, Instruction::Vmmcall) else {
+            return Next::Resume;
+        };
+        match hypercall::handle(self, vp, processor) {
+            Outcome::Done(result) => {
+                vp.vmcb_mut().save.rax = result.into();
+                vmcb::advance(vp.vmcb_mut(), next_rip);
+                Next::Resume
+            }
+            Outcome::Fault(exception) => {
+                vmcb::inject(vp.vmcb_mut(), exception);
+                Next::Resume
+            }
+            Outcome::Switched(next) => next,
+            Outcome::End(reason) => Next::End(reason),
+        }
+    }
+
+    fn guest_port(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        info: IoInfo,
+        next_rip: u64,
+    ) -> Next {
+        let access = if info.is_in() {
+            AccessType::READ
+        } else {
+            AccessType::WRITE
+        };
+        let size = match (info.byte(), info.word()) {
+            (true, _) => 1,
+            (_, true) => 2,
+            _ => 4,
+        };
+        // The fast path of VTL2 needs the bytes only of a string instruction.
+        let (instruction, instruction_byte_count) = if info.string() {
+            instruction(self, vp, processor)
+        } else {
+            Default::default()
+        };
+        let save = &vp.vmcb().save;
+        let payload = IoPortIntercept {
+            header: header(vp, access, next_rip.wrapping_sub(save.rip)),
+            port: info.port(),
+            access: IoPortAccess::new()
+                .with_size(size)
+                .with_string(info.string())
+                .with_rep(info.rep()),
+            instruction_byte_count,
+            reserved: 0,
+            rax: save.rax,
+            instruction,
+            ds: super::message::segment(&save.ds),
+            es: super::message::segment(&save.es),
+            rcx: vp.gprs[gpr::RCX],
+            rsi: vp.gprs[gpr::RSI],
+            rdi: vp.gprs[gpr::RDI],
+        };
+        let kind = HvMessageType::X64_IO_PORT_INTERCEPT;
+        self.intercepted(vp, processor, kind, payload.as_bytes())
+    }
+
+    /// An address that the guest does not have, or that VTL2 protects.
+    fn guest_memory(&self, vp: &mut Vp, processor: &impl Processor, info: u64, gpa: u64) -> Next {
+        let access = match info {
+            info if info & exits::NPF_FETCH != 0 => AccessType::EXECUTE,
+            info if info & exits::NPF_WRITE != 0 => AccessType::WRITE,
+            _ => AccessType::READ,
+        };
+        let (instruction, instruction_byte_count) = instruction(self, vp, processor);
+        let payload = MemoryIntercept {
+            header: header(vp, access, 0),
+            cache_type: WRITE_BACK,
+            instruction_byte_count,
+            // The processor tells the physical address only.
+            access: MemoryAccess::new(),
+            tpr_priority: vp.vmcb().control.virtual_interrupt.tpr(),
+            reserved: 0,
+            gva: 0,
+            gpa,
+            instruction,
+        };
+        let kind = if self.memory(Vtl::GUEST, processor).check(gpa, 1).is_ok() {
+            HvMessageType::GPA_INTERCEPT
+        } else {
+            HvMessageType::UNMAPPED_GPA
+        };
+        self.intercepted(vp, processor, kind, payload.as_bytes())
+    }
+
+    /// A triple fault: VTL2 decides, if it wants to know.
+    fn guest_is_dead(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
+        if self.vsm_config().intercept_unrecoverable_exception() {
+            let payload = header(vp, AccessType::EXECUTE, 0);
+            let kind = HvMessageType::UNRECOVERABLE_EXCEPTION;
+            return self.intercepted(vp, processor, kind, payload.as_bytes());
+        }
+        processor.log(format_args!("VTL0: VP {}: triple fault", vp.index));
+        exits::log_registers(vp, processor);
+        Next::End(ExitReason::GuestCrash)
+    }
+}
