@@ -42,6 +42,7 @@ impl fmt::Display for Exit {
             Self::Host(ExitReason::HostError) => f.write_str("vsm_host failed"),
             Self::Host(ExitReason::ImageRefused) => f.write_str("vsm_host refused the IGVM file"),
             Self::Host(ExitReason::Reset) => f.write_str("VTL2 asked for a reset"),
+            Self::Host(ExitReason::GuestCrash) => f.write_str("the guest crashed"),
             Self::Normal => {
                 f.write_str("QEMU ended normally: power-off, quit, or a reset outside of any VTL")
             }
