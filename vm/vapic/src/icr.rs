@@ -37,7 +37,7 @@ impl Destination {
     }
 
     /// Whether an APIC is meant. An APIC that is off hears nothing (11.4.3).
-    pub(crate) fn includes(self, apic: Address, is_sender: bool) -> bool {
+    pub fn includes(self, apic: Address, is_sender: bool) -> bool {
         apic.enabled()
             && match self {
                 Self::All => true,
@@ -75,6 +75,16 @@ pub struct Message {
     pub destination: Destination,
     /// Its end will be told to the I/O APIC.
     pub level: bool,
+}
+
+impl Message {
+    /// What a command sends; None if nothing leaves the sender.
+    pub fn of_command(icr: InterruptCommand, x2apic: bool) -> Option<Self> {
+        match command(icr, x2apic) {
+            Command::Send(message) => Some(message),
+            _ => None,
+        }
+    }
 }
 
 /// What a command asks for.

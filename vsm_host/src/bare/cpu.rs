@@ -16,10 +16,16 @@ use spin::Once;
 use vsm_host::cpuid::Registers;
 use vsm_host::log_text;
 use vsm_host::partition::guest::Entry;
+use vsm_host::partition::mailbox::Sleeper;
 use vsm_host::partition::{Next, Partition, Processor, Vp};
+use vsm_host::svm::idle::{self, HostState};
 use vsm_host::svm::vmcb;
+use vsm_host::vtl::VTL_COUNT;
+use x86_64::instructions::segmentation::{CS, SS, Segment};
+use x86_64::registers::control::{Cr0, Cr3, Cr4};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 use x86_defs::msr::{TSC_AUX, VM_CR, VM_HSAVE_PA};
+use x86_defs::svm::{ExitCode, Vmcb};
 
 const VM_CR_SVM_DISABLED: u64 = 1 << 4;
 /// CPUID 0x80000001 EDX.
@@ -30,6 +36,7 @@ static HAS_TSC_AUX: Once<bool> = Once::new();
 
 unsafe extern "C" {
     fn run_vp(gprs: *mut Gprs, vmcb: u64, host: u64);
+    static idle_loop: u8;
 }
 
 /// A page for the processor.
@@ -126,14 +133,30 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
     if index == 0 {
         log!("{}", log_text(HOST_ENTERS_VTL2));
     }
+    let mut idle = Box::new(idle_block());
     loop {
-        // Until a VP can wait in the host, one without work runs through its HLT.
-        let (Entry::Run | Entry::Idle) = partition.prepare(&mut vp, &Physical);
-        let vmcb = &raw mut *vp.vtls[vp.vtl.index()].vmcb as u64;
-        // SAFETY: the block, the maps it names and the nested page table are valid and
-        // stay so; VM_HSAVE_PA is set; the nested page table keeps the VTL out of all
-        // memory that Rust knows of. `run_vp` preserves what the ABI demands.
-        unsafe { run_vp(&mut vp.gprs, vmcb, host_address) };
+        let code = match partition.prepare(&mut vp, &Physical) {
+            Entry::Run => {
+                let vmcb = &raw mut *vp.vtls[vp.vtl.index()].vmcb as u64;
+                // SAFETY: the block, the maps it names and the nested page table are valid
+                // and stay so; VM_HSAVE_PA is set; the nested page table keeps the VTL out
+                // of all memory that Rust knows of. `run_vp` preserves what the ABI demands.
+                unsafe { run_vp(&mut vp.gprs, vmcb, host_address) };
+                vp.vmcb().control.exit_code
+            }
+            Entry::Idle => {
+                // SAFETY: as above; the block runs a loop that touches no memory, with the
+                // host's own page tables.
+                unsafe { run_vp(&mut [0; 16], &raw mut *idle as u64, host_address) };
+                let code = idle.control.exit_code;
+                vp.waited(code);
+                code
+            }
+        };
+        if code == ExitCode::NMI {
+            // The exit leaves it pending.
+            NmiSleeper.drain();
+        }
         match partition.handle_exit(&mut vp, &Physical) {
             Next::Resume => {}
             Next::End(reason) => {
@@ -145,10 +168,29 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
     }
 }
 
+/// The block that a CPU waits in.
+fn idle_block() -> Vmcb {
+    let host = HostState {
+        cr0: Cr0::read_raw(),
+        cr3: Cr3::read_raw().0.start_address().as_u64(),
+        cr4: Cr4::read_raw(),
+        efer: Efer::read_raw(),
+        cs: CS::get_reg().0,
+        ds: SS::get_reg().0,
+        rip: &raw const idle_loop as u64,
+    };
+    // Behind those of the VTLs.
+    idle::block(&host, VTL_COUNT as u32 + 1)
+}
+
 global_asm!(
     r#"
     .section .text.run_vp, "ax", @progbits
-    .globl run_vp
+    .globl run_vp, idle_loop
+idle_loop:
+    hlt
+    jmp     idle_loop
+
     // rdi: general-purpose registers, by number; rsi: block of the VP; rdx: of the host.
 run_vp:
     .irp register, rbx, rbp, r12, r13, r14, r15, rdx, rdi

@@ -1,9 +1,9 @@
 //! The host's interrupt table.
 //!
-//! The host takes no interrupt: IF is clear on every CPU until it runs VPs; from then on
-//! GIF is, and IF whenever GIF is not. An exception is a bug of the host and ends the machine with the registers in the
-//! log. The one event that the host expects is the NMI by which a parked CPU is told to
-//! look for work: see [`NmiSleeper`].
+//! The host takes no interrupt: IF is clear on every CPU, or GIF once a CPU runs VPs. An
+//! exception is a bug of the host and ends the machine with the registers in the log. The
+//! one event that the host expects is the NMI by which a CPU is called, out of its sleep
+//! or out of a VTL: see [`NmiSleeper`].
 
 #![expect(unsafe_code, reason = "interrupt table and the sleep loop in assembly")]
 
@@ -77,12 +77,13 @@ pub(crate) struct NmiSleeper;
 impl Sleeper for NmiSleeper {
     fn sleep(&mut self) {
         // SAFETY: opens NMIs and halts until the handler below ends the loop; changes no
-        // register and no memory. IF is clear, so nothing but an NMI is taken.
+        // register and no memory. IF is clear meanwhile, so nothing but an NMI is taken.
         unsafe { sleep_until_nmi() }
     }
 
     fn drain(&mut self) {
-        // SAFETY: opens and closes NMIs; the handler changes nothing outside the loop.
+        // SAFETY: opens and closes NMIs, with IF clear; the handler changes nothing outside
+        // the loop.
         unsafe { take_pending_nmi() }
     }
 
@@ -149,7 +150,7 @@ sleep_loop:
     jmp     sleep_loop
 sleep_end:
     clgi
-    sti
+    sti                         // as `enable_svm` has left it
     ret
 
 take_pending_nmi:

@@ -9,8 +9,8 @@
 //! sent, neither by the local APIC nor by the IOAPIC. VPs are started by hypercall.
 
 use super::counters::Refused;
-use super::{Partition, Processor, Vp, gpr};
-use crate::svm::store::Source;
+use super::{Partition, Processor, Vp};
+use crate::svm::store::{Access, Mov};
 use crate::svm::{store, vmcb};
 use igvm_loader::{MemoryRange, PAGE_SIZE};
 
@@ -21,6 +21,11 @@ pub const IO_APIC: u64 = 0xfec0_0000;
 /// Behind the local APIC, where only devices should write: QEMU takes a store of a CPU for
 /// a message-signalled interrupt of any kind.
 pub const MESSAGES: MemoryRange = MemoryRange::new(LOCAL_APIC + PAGE_SIZE, 0xfef0_0000);
+
+const LOGICAL_DESTINATION: u64 = 0xd0;
+const DESTINATION_FORMAT: u64 = 0xe0;
+const COMMAND: u64 = 0x300;
+const COMMAND_HIGH: u64 = 0x310;
 
 const SMI: u32 = 2;
 const INIT: u32 = 5;
@@ -42,11 +47,11 @@ fn delivers_interrupts(value: u32) -> bool {
 fn local_permits(register: u64, value: u32) -> bool {
     match register {
         // Task priority, EOI, logical destination and its format, spurious vector, errors.
-        0x80 | 0xb0 | 0xd0 | 0xe0 | 0xf0 | 0x280 => true,
+        LOGICAL_DESTINATION | DESTINATION_FORMAT | 0x80 | 0xb0 | 0xf0 | 0x280 => true,
         // Low half of the command.
-        0x300 => delivers_interrupts(value),
+        COMMAND => delivers_interrupts(value),
         // High half: the destination. Count and divisor of the timer.
-        0x310 | 0x380 | 0x3e0 => true,
+        COMMAND_HIGH | 0x380 | 0x3e0 => true,
         // Local vectors: timer, thermal, performance, LINT0, LINT1, error.
         0x320 | 0x330 | 0x340 | 0x350 | 0x360 | 0x370 => delivers_interrupts(value),
         _ => false,
@@ -70,21 +75,16 @@ impl Partition {
     /// it; false if the instruction is an unusual one.
     pub(super) fn write_apic(&self, vp: &mut Vp, processor: &impl Processor, gpa: u64) -> bool {
         let save = &vp.vmcb().save;
-        let Some(store) = store::at(&self.memory(vp.vtl, processor), save) else {
+        let Some(Mov {
+            access: Access::Store(source),
+            next_rip,
+        }) = store::at(&self.memory(vp.vtl, processor), save)
+        else {
             return false;
         };
-        let value = match store.source {
-            Source::Immediate(value) => value,
-            Source::Register(gpr::RAX) => save.rax as u32,
-            Source::Register(gpr::RSP) => save.rsp as u32,
-            Source::Register(number) => vp.gprs[number] as u32,
-        };
+        let value = vp.source_value(source);
         let permitted = if gpa >= LOCAL_APIC {
-            let permitted = local_permits(gpa - LOCAL_APIC, value);
-            if permitted {
-                processor.write_device(gpa, value);
-            }
-            permitted
+            self.write_local_apic(vp, processor, gpa, value)
         } else {
             // Held until after the write: selection and window belong together.
             let selected = &mut self.shared.lock().io_apic_selected;
@@ -100,7 +100,34 @@ impl Partition {
         if !permitted {
             self.counters.count(Refused::Apic(gpa));
         }
-        vmcb::advance(vp.vmcb_mut(), store.next_rip);
+        vmcb::advance(vp.vmcb_mut(), next_rip);
+        true
+    }
+}
+
+impl Partition {
+    /// Writes a register of VTL2's local APIC, if VTL2 may. An NMI is not sent by the APIC:
+    /// the host tells it apart from its own.
+    pub(super) fn write_local_apic(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        gpa: u64,
+        value: u32,
+    ) -> bool {
+        let register = gpa - LOCAL_APIC;
+        if !local_permits(register, value) {
+            return false;
+        }
+        let target = &self.slots[vp.index as usize].nmi;
+        match register {
+            LOGICAL_DESTINATION => target.set_logical(value),
+            DESTINATION_FORMAT => target.set_format(value),
+            COMMAND_HIGH => vp.command_high = value,
+            COMMAND if self.send_nmi(vp, processor, value) => return true,
+            _ => {}
+        }
+        processor.write_device(gpa, value);
         true
     }
 }

@@ -17,7 +17,9 @@ use x86_defs::{CR4_OSXSAVE, EFER_SVME};
 /// Bit of EXITINFO1 of a nested page fault: it was a write.
 pub(super) const NPF_WRITE: u64 = 1 << 1;
 /// It was a write of the instruction itself, not of the page tables' walk.
-const NPF_STORE: u64 = 1 << 32 | NPF_WRITE;
+const NPF_STORE: u64 = NPF_FINAL | NPF_WRITE;
+/// It was the access of the instruction itself.
+pub(super) const NPF_FINAL: u64 = 1 << 32;
 /// It was an instruction fetch.
 pub(super) const NPF_FETCH: u64 = 1 << 4;
 
@@ -35,6 +37,8 @@ impl Partition {
             EventInjection::new()
         };
         control.tlb_control = 0;
+        let state = &mut vp.vtls[vp.vtl.index()];
+        state.nmis.exited(&mut state.vmcb);
         if vp.vtl == Vtl::GUEST {
             return self.handle_guest_exit(vp, processor);
         }
@@ -116,6 +120,12 @@ impl Partition {
                     format_args!("{access} GPA {info2:#x}, {denied}"),
                 )
             }
+            ExitCode::NMI => {
+                self.nmi_exit(vp, processor);
+                Next::Resume
+            }
+            // Noted above.
+            ExitCode::IRET => Next::Resume,
             ExitCode::SHUTDOWN => self.crashed(vp, processor, format_args!("triple fault")),
             // Only a device that VTL2 has told to can have sent one.
             ExitCode::SMI => self.crashed(vp, processor, format_args!("SMI")),

@@ -5,8 +5,9 @@
 //! (GIF is clear otherwise), so that
 //! - no wake-up is lost: an NMI that comes before the CPU sleeps stays pending;
 //! - no NMI is left over: it was sent before the release that the CPU waits for, so the
-//!   window that the CPU opens once more afterwards takes it. Left pending, it would hit
-//!   VTL2, which does not know it.
+//!   window that the CPU opens once more afterwards takes it. Left pending, it would only
+//!   cost VTL2 an exit: NMIs are the host's at any time (`partition::nmi`), and nobody
+//!   sends one for another reason to a VP that has not been started.
 //!
 //! The order of these steps is checked by loom below.
 
@@ -79,6 +80,11 @@ impl<W: Word> Mailbox<W> {
         wake();
         self.0.store(STARTED);
         true
+    }
+
+    /// Whether the VP has been started.
+    pub fn is_started(&self) -> bool {
+        self.0.load() == STARTED
     }
 
     /// Called by the VP's own CPU: returns when the VP has been started.

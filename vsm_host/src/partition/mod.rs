@@ -12,6 +12,7 @@ pub mod guest;
 pub mod intercepts;
 pub mod mailbox;
 pub mod msrs;
+mod nmi;
 pub mod overlay;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -21,6 +22,8 @@ use crate::cpuid;
 use crate::guest_memory::{GuestMemory, RamAccess};
 use crate::hypercall::check_vsm_config;
 use crate::nested::NestedTables;
+use crate::svm::nmi::Nmis;
+use crate::svm::store::Source;
 use crate::svm::{context, vmcb};
 use crate::vtl::{VTL_COUNT, Vtl, VtlSpace};
 use alloc::boxed::Box;
@@ -29,6 +32,7 @@ use core::fmt;
 use counters::{Counters, MAX_REPORTS, Refused};
 use crash::CrashReport;
 use guest::GuestVp;
+use guest::lapic::GuestApic;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::msr::OverlayPage;
 use hv_defs::vsm::VsmPartitionConfig;
@@ -39,7 +43,7 @@ use msrs::Mtrrs;
 use overlay::Overlay;
 use spin::Mutex;
 use vsm_host_defs::ExitReason;
-use x86_defs::svm::Vmcb;
+use x86_defs::svm::{ExitCode, Vmcb};
 
 /// The processor that a VP runs on, and the machine around it.
 pub trait Processor: RamAccess {
@@ -142,6 +146,10 @@ struct SharedVtl {
 struct VpSlot {
     apic_id: u32,
     mailbox: Mailbox,
+    /// NMIs of VTL2's for this VP.
+    nmi: nmi::Target,
+    /// The part of VTL0's local APIC that all VPs use.
+    lapic: vapic::Shared,
     /// VTLs that are enabled on it, by index.
     enabled: Mutex<[bool; VTL_COUNT]>,
     /// Where it begins when its mailbox says that it is started.
@@ -154,9 +162,12 @@ impl Partition {
         let slots = config
             .apic_ids
             .iter()
-            .map(|&apic_id| VpSlot {
+            .zip(0..)
+            .map(|(&apic_id, index)| VpSlot {
                 apic_id,
                 mailbox: Mailbox::new(),
+                nmi: nmi::Target::new(apic_id),
+                lapic: GuestApic::new(index, config.frequencies).shared(),
                 enabled: Mutex::default(),
                 start: Mutex::default(),
             })
@@ -320,7 +331,11 @@ pub struct Vp {
     pub vtls: [VpVtl; VTL_COUNT],
     /// What else concerns the guest.
     pub guest: GuestVp,
+    /// Its local APIC in VTL0.
+    pub lapic: GuestApic,
     mtrrs: Mtrrs,
+    /// What VTL2 has written to the high half of the interrupt command.
+    command_high: u32,
     /// Reports that it has made the host log.
     reports: u32,
 }
@@ -333,6 +348,8 @@ pub struct VpVtl {
     pub(crate) assist: OverlayPage,
     /// Register page, which has been checked.
     pub(crate) register_page: OverlayPage,
+    /// Whether it can take an NMI.
+    pub(crate) nmis: Nmis,
     tsc_invariant_control: u64,
 }
 
@@ -360,10 +377,13 @@ impl Vp {
                 vmcb: block(vtl),
                 assist: OverlayPage::new(),
                 register_page: OverlayPage::new(),
+                nmis: Nmis::default(),
                 tsc_invariant_control: 0,
             }),
             guest: GuestVp::default(),
+            lapic: GuestApic::new(index, config.frequencies),
             mtrrs: Mtrrs::default(),
+            command_high: 0,
             reports: 0,
         }
     }
@@ -376,6 +396,25 @@ impl Vp {
     /// See [`Self::vmcb`].
     pub fn vmcb_mut(&mut self) -> &mut Vmcb {
         &mut self.vtls[self.vtl.index()].vmcb
+    }
+
+    /// What a store of the VTL that the VP is in stores.
+    pub(crate) fn source_value(&self, source: Source) -> u32 {
+        let save = &self.vmcb().save;
+        match source {
+            Source::Immediate(value) => value,
+            Source::Register(gpr::RAX) => save.rax as u32,
+            Source::Register(gpr::RSP) => save.rsp as u32,
+            Source::Register(number) => self.gprs[number] as u32,
+        }
+    }
+
+    /// The CPU has waited in place of VTL0 ([`guest::Entry::Idle`]): the wait ended by `code`,
+    /// as if VTL0 had.
+    pub fn waited(&mut self, code: ExitCode) {
+        let control = &mut self.vmcb_mut().control;
+        control.exit_code = code;
+        control.exit_interrupt_info = 0;
     }
 
     fn begin(&mut self, vtl: Vtl, context: &StartContext) {

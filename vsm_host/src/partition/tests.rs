@@ -166,7 +166,7 @@ fn exit(vp: &mut Vp, processor: &FakeProcessor, code: ExitCode, info1: u64, byte
 }
 
 /// Vector that is injected, if one is.
-fn injected(vp: &Vp) -> Option<u8> {
+pub(crate) fn injected(vp: &Vp) -> Option<u8> {
     let event = vp.vmcb().control.event_injection;
     event.valid().then(|| event.vector())
 }

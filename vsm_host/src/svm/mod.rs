@@ -5,6 +5,8 @@
 pub mod check;
 pub mod context;
 pub mod fetch;
+pub mod idle;
+pub mod nmi;
 pub mod paging;
 pub mod permissions;
 pub mod store;

@@ -23,11 +23,13 @@ pub enum Exception {
 }
 
 /// A block with the intercepts and maps that every VTL of this host has, and no state
-/// yet. VTL2 owns the physical local APIC: interrupts, HLT and I/O are its own.
+/// yet. VTL2 owns the physical local APIC: interrupts, HLT and I/O are its own. NMIs are
+/// the host's: by them a CPU is called out of its VTL.
 pub fn new(nested_cr3: u64, iopm: u64, msrpm: u64, asid: u32) -> Vmcb {
     let mut vmcb = Vmcb::new_zeroed();
     let control = &mut vmcb.control;
     control.intercepts3 = Intercepts3::new()
+        .with_nmi(true)
         .with_smi(true)
         .with_init(true)
         .with_cpuid(true)
@@ -62,7 +64,6 @@ pub fn intercept_guest(vmcb: &mut Vmcb) {
     let control = &mut vmcb.control;
     control.intercepts3 = Intercepts3::from_bits(control.intercepts3)
         .with_intr(true)
-        .with_nmi(true)
         .with_hlt(true)
         .into_bits();
     control.virtual_interrupt.set_masking(true);

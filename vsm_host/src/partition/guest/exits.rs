@@ -1,5 +1,6 @@
 //! What makes the guest leave VTL0, and who answers it: the host, or VTL2.
 
+use super::lapic::{self, Mmio};
 use super::message::{header, instruction};
 use crate::hypercall::Outcome;
 use crate::partition::counters::Refused;
@@ -9,8 +10,8 @@ use crate::svm::vmcb::{self, Exception};
 use crate::vtl::Vtl;
 use crate::{cpuid, hypercall};
 use hv_defs::intercept::{
-    AccessType, CpuidIntercept, IoPortAccess, IoPortIntercept, MemoryAccess, MemoryIntercept,
-    MsrIntercept,
+    AccessType, ApicEoi, CpuidIntercept, IoPortAccess, IoPortIntercept, MemoryAccess,
+    MemoryIntercept, MsrIntercept,
 };
 use hv_defs::registers::HvRegisterName;
 use hv_defs::synic::HvMessageType;
@@ -30,13 +31,26 @@ impl Partition {
         vp: &mut Vp,
         processor: &impl Processor,
     ) -> Next {
+        lapic::after_exit(self, vp, processor);
         let control = &vp.vmcb().control;
         let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
         match code {
             // Physical interrupts are VTL2's.
             ExitCode::INTR => self.interrupted(vp, processor),
-            // Somebody wants this CPU to look again at what there is to do.
-            ExitCode::NMI => Next::Resume,
+            ExitCode::NMI => {
+                self.nmi_exit(vp, processor);
+                if self.nmi_waits(vp) {
+                    return self.interrupted(vp, processor);
+                }
+                // Somebody wants this CPU to look again at what there is to do.
+                Next::Resume
+            }
+            ExitCode::VINTR => {
+                lapic::window_exit(vp);
+                Next::Resume
+            }
+            // An NMI may come after it, which `svm::nmi` has noted.
+            ExitCode::IRET => Next::Resume,
             ExitCode::HLT => self.halt(vp, processor),
             ExitCode::CPUID => self.guest_cpuid(vp, processor),
             ExitCode::MSR => self.guest_msr(vp, processor, info1 & 1 != 0),
@@ -75,7 +89,7 @@ impl Partition {
     fn halt(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
         if let Some(next_rip) = self.behind(vp, processor, Instruction::Hlt) {
             vmcb::advance(vp.vmcb_mut(), next_rip);
-            vp.guest.halted = true;
+            lapic::halt(vp);
         }
         Next::Resume
     }
@@ -118,11 +132,25 @@ impl Partition {
             return Next::Resume;
         };
         let msr = vp.gprs[gpr::RCX] as u32;
+        let of_apic = vapic::owns_msr(msr);
+        let mut ended = None;
         let result = if write {
             let value = vp.gprs[gpr::RDX] << 32 | vp.vmcb().save.rax & LOW_32;
-            self.write_msr(vp, processor, msr, value)
+            if of_apic {
+                lapic::write_msr(self, vp, processor, msr, value).map(|vector| {
+                    ended = vector;
+                    Next::Resume
+                })
+            } else {
+                self.write_msr(vp, processor, msr, value)
+            }
         } else {
-            self.read_msr(vp, processor, msr).map(|value| {
+            let value = if of_apic {
+                lapic::read_msr(self, vp, processor, msr)
+            } else {
+                self.read_msr(vp, processor, msr)
+            };
+            value.map(|value| {
                 vp.vmcb_mut().save.rax = value & LOW_32;
                 vp.gprs[gpr::RDX] = value >> 32;
                 Next::Resume
@@ -131,13 +159,30 @@ impl Partition {
         match result {
             Ok(next) => {
                 vmcb::advance(vp.vmcb_mut(), next_rip);
-                next
+                match ended {
+                    Some(vector) => self.guest_ended(vp, processor, vector),
+                    None => next,
+                }
             }
             Err(exception) => {
                 vmcb::inject(vp.vmcb_mut(), exception);
                 Next::Resume
             }
         }
+    }
+
+    /// The guest has ended a level-triggered interrupt: VTL2, which has the IOAPIC, is told
+    /// if it wants to know.
+    fn guest_ended(&self, vp: &mut Vp, processor: &impl Processor, vector: u8) -> Next {
+        if !self.intercepts.apic_eoi() {
+            return Next::Resume;
+        }
+        let payload = ApicEoi {
+            vp_index: vp.index,
+            vector: vector.into(),
+        };
+        let kind = HvMessageType::X64_APIC_EOI;
+        self.intercepted(vp, processor, kind, payload.as_bytes())
     }
 
     /// Lets VTL2 answer an access to an MSR.
@@ -232,9 +277,17 @@ impl Partition {
 
     /// An address that the guest does not have, or that VTL2 protects.
     fn guest_memory(&self, vp: &mut Vp, processor: &impl Processor, info: u64, gpa: u64) -> Next {
+        let write = info & exits::NPF_WRITE != 0;
+        if info & exits::NPF_FINAL != 0 {
+            match lapic::mmio(self, vp, processor, gpa, write) {
+                Mmio::Done(Some(vector)) => return self.guest_ended(vp, processor, vector),
+                Mmio::Done(None) => return Next::Resume,
+                Mmio::Foreign => {}
+            }
+        }
         let access = match info {
             info if info & exits::NPF_FETCH != 0 => AccessType::EXECUTE,
-            info if info & exits::NPF_WRITE != 0 => AccessType::WRITE,
+            _ if write => AccessType::WRITE,
             _ => AccessType::READ,
         };
         let (instruction, instruction_byte_count) = instruction(self, vp, processor);

@@ -9,6 +9,7 @@
 //! host never touches. The rest is in the control block of each.
 
 mod exits;
+pub mod lapic;
 mod message;
 mod registers;
 mod switch;
@@ -16,8 +17,6 @@ mod switch;
 /// What the host knows of a VP's guest beside its registers.
 #[derive(Default)]
 pub struct GuestVp {
-    /// It has executed HLT and has had no interrupt since.
-    pub(crate) halted: bool,
     /// TSC_AUX of the VTL that does not run: control blocks do not have it.
     pub(crate) other_tsc_aux: u64,
 }

@@ -1,6 +1,6 @@
 //! From VTL2 to the guest and back.
 
-use super::Entry;
+use super::{Entry, lapic};
 use crate::partition::{Next, Partition, Processor, Vp, gpr};
 use crate::svm::check;
 use crate::svm::vmcb::Exception;
@@ -24,11 +24,12 @@ const MESSAGE: u64 = offset_of!(HvVpAssistPage, intercept_message) as u64;
 
 impl Partition {
     /// What the VP's CPU does next.
-    pub fn prepare(&self, vp: &mut Vp, _processor: &impl Processor) -> Entry {
-        match vp.vtl {
-            Vtl::GUEST if vp.guest.halted => Entry::Idle,
-            _ => Entry::Run,
+    pub fn prepare(&self, vp: &mut Vp, processor: &impl Processor) -> Entry {
+        if vp.vtl == Vtl::GUEST {
+            return lapic::before_entry(self, vp, processor);
         }
+        self.inject_nmi(vp);
+        Entry::Run
     }
 
     /// VTL return: VTL2, which stands at the VMMCALL, goes to the guest.

@@ -1,0 +1,58 @@
+use super::*;
+use crate::partition::tests::{FakeProcessor, injected, setup};
+use crate::partition::{Next, guest};
+use x86_defs::svm::ExitCode;
+
+/// VTL2 writes a register of its local APIC.
+fn write(partition: &Partition, vp: &mut Vp, processor: &FakeProcessor, register: u64, value: u32) {
+    let gpa = super::super::apic::LOCAL_APIC + register;
+    assert!(partition.write_local_apic(vp, processor, gpa, value));
+}
+
+/// An NMI reaches the CPU of a VP in VTL2; what is injected when it goes on.
+fn nmi(partition: &Partition, vp: &mut Vp, processor: &FakeProcessor) -> Option<u8> {
+    vp.vmcb_mut().control.event_injection = 0.into();
+    vp.vmcb_mut().control.exit_code = ExitCode::NMI;
+    assert_eq!(partition.handle_exit(vp, processor), Next::Resume);
+    assert_eq!(partition.prepare(vp, processor), guest::Entry::Run);
+    injected(vp)
+}
+
+#[test]
+fn nmis_that_vtl2_sends_reach_its_vps_and_no_others() {
+    let (partition, mut vp, processor) = setup();
+    let mut other = Vp::new(&partition, 2);
+    for started in [0, 2] {
+        assert!(partition.slots[started].mailbox.start(|| (), || ()));
+    }
+    let mut send = |high, low| {
+        write(&partition, &mut vp, &processor, 0x310, high);
+        write(&partition, &mut vp, &processor, 0x300, low);
+        processor.woken.take()
+    };
+    // To the APIC with id 3, to all others, to one that has not been started.
+    assert_eq!(send(3 << 24, 0x4400), [3]);
+    assert_eq!(send(0, 0xc_4400), [3]);
+    assert_eq!(send(2 << 24, 0x4400), []);
+    // The APIC itself sends none of them.
+    let written = processor.written.take();
+    assert!(written.iter().all(|(gpa, _)| *gpa == 0xfee0_0310));
+    // NMIs of the host are exits; VTL2's is injected, once.
+    assert_eq!(nmi(&partition, &mut other, &processor), Some(2));
+    assert_eq!(nmi(&partition, &mut other, &processor), None);
+    assert_eq!(*processor.fired.borrow(), [2, 2]);
+    assert_eq!(nmi(&partition, &mut vp, &processor), None);
+}
+
+#[test]
+fn logical_destinations_of_nmis_are_those_that_vtl2_has_set() {
+    let (partition, mut vp, processor) = setup();
+    let mut other = Vp::new(&partition, 1);
+    assert!(partition.slots[1].mailbox.start(|| (), || ()));
+    write(&partition, &mut other, &processor, 0xd0, 4 << 24);
+    for (set, woken) in [(6, &[2][..]), (3, &[])] {
+        write(&partition, &mut vp, &processor, 0x310, set << 24);
+        write(&partition, &mut vp, &processor, 0x300, 0x4c00);
+        assert_eq!(processor.woken.take(), woken);
+    }
+}
