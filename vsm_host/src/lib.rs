@@ -41,6 +41,7 @@ pub mod hypercall;
 pub mod nested;
 pub mod partition;
 pub mod platform;
+pub mod shootdown;
 pub mod svm;
 pub mod vtl;
 

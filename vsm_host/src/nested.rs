@@ -13,13 +13,9 @@
 //! **Other processors.** [`NestedTables::protect`] changes memory only. A processor that
 //! runs the VTL may use an older translation until it leaves it, and its walk may still be
 //! in a table that a merge has freed. So a change counts when each processor that was in
-//! the VTL has left it, and enters it again with an empty TLB. Today this holds by itself:
-//! no processor is in VTL0, as VTL return is refused. Whoever lets VTL0 run must, before
-//! the hypercall returns *and* before a freed table is used again: raise the table's
-//! generation, send an NMI (which VTL0's block intercepts) to each VP that is marked as
-//! being in VTL0, wait until it has left, and flush at each entry whose generation is
-//! older. A VP marks itself before it looks at the generation, so one that is not seen
-//! sees the new one. The VP that changes protections is in VTL2 and needs nothing.
+//! the VTL has left it, which is for the caller to see to (`shootdown`), before it says that
+//! the change is done and calls [`NestedTables::reclaim`]. Until then freed tables stay what
+//! they are.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -108,8 +104,16 @@ pub struct NestedTables {
     /// Physical address of the first one, which is the root.
     address: u64,
     max_leaf: LeafSize,
-    /// Tables that are not in use, by index. Who changes the tree holds it.
-    spare: Mutex<Vec<usize>>,
+    /// Tables that are not in the tree. Who changes the tree holds it.
+    spare: Mutex<Spare>,
+}
+
+/// Tables that are not in the tree, by index.
+struct Spare {
+    /// Those that nobody uses.
+    free: Vec<usize>,
+    /// Those that were in the tree, where a processor may still be.
+    freed: Vec<usize>,
 }
 
 impl NestedTables {
@@ -119,7 +123,10 @@ impl NestedTables {
             tables: Vec::new(),
             address: 0,
             max_leaf: LeafSize::Size4K,
-            spare: Mutex::new(Vec::new()),
+            spare: Mutex::new(Spare {
+                free: Vec::new(),
+                freed: Vec::new(),
+            }),
         }
     }
 
@@ -143,13 +150,14 @@ impl NestedTables {
             }
         }
         // With room for all, so that freeing a table never allocates.
-        let mut list = Vec::with_capacity(total);
-        list.extend(needed..total);
+        let mut free = Vec::with_capacity(total);
+        free.extend(needed..total);
+        let freed = Vec::with_capacity(total);
         Ok(Self {
             tables,
             address,
             max_leaf,
-            spare: Mutex::new(list),
+            spare: Mutex::new(Spare { free, freed }),
         })
     }
 
@@ -158,9 +166,16 @@ impl NestedTables {
         self.address
     }
 
+    /// To be called when no processor uses anything that was in the tree before the last
+    /// [`Self::protect`]; nobody calls that meanwhile.
+    pub fn reclaim(&self) {
+        let Spare { free, freed } = &mut *self.spare.lock();
+        free.append(freed);
+    }
+
     /// Sets what the VTL may do with the page at `address`. An error changes nothing.
     pub fn protect(&self, address: u64, access: Access) -> Result<(), ProtectError> {
-        let mut spare = self.spare.lock();
+        let Spare { free, freed } = &mut *self.spare.lock();
         // Table and slot on each level, by level - 1.
         let mut path = [(0, 0); LEVELS];
         let mut table = 0;
@@ -181,10 +196,10 @@ impl NestedTables {
                     break;
                 }
                 // One table per level below; with fewer, nothing is split in vain.
-                if spare.len() < level - 1 {
+                if free.len() < level - 1 {
                     return Err(ProtectError::OutOfTables);
                 }
-                let child = spare.pop().ok_or(ProtectError::OutOfTables)?;
+                let child = free.pop().ok_or(ProtectError::OutOfTables)?;
                 self.split(entry, level - 1, child);
                 self.store(table, slot, self.pointer(child));
                 table = child;
@@ -200,7 +215,7 @@ impl NestedTables {
                 break;
             };
             self.store(parent, slot, leaf);
-            spare.push(child);
+            freed.push(child);
         }
         Ok(())
     }
@@ -259,7 +274,7 @@ impl NestedTables {
 /// The protections of a VTL, which nobody changes as long as this is there.
 pub struct Held<'a> {
     tables: &'a NestedTables,
-    _spare: MutexGuard<'a, Vec<usize>>,
+    _spare: MutexGuard<'a, Spare>,
 }
 
 impl Held<'_> {

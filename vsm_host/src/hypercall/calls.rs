@@ -4,6 +4,7 @@ use super::{registers, translate};
 use crate::guest_memory::GuestMemory;
 use crate::log_text;
 use crate::nested::{Access, ProtectError};
+use crate::partition::guest::protections::Change;
 use crate::partition::{Partition, Processor, Vp};
 use crate::vtl::Vtl;
 use boot_events::HOST_POWER_OFF;
@@ -225,8 +226,9 @@ fn modify_protection<P: Processor>(
     if !caller.partition.vsm_config().enable_vtl_protection() {
         return Err(HvStatus::INVALID_PARTITION_STATE);
     }
+    let change = Change::begin(caller.partition, caller.processor, caller.vp.index);
     for page in list.chunks_exact(size_of::<u64>()) {
-        protect(caller, target, parse(page)?, access)?;
+        protect(caller, &change, target, parse(page)?, access)?;
         *done += 1;
     }
     Ok(())
@@ -236,6 +238,7 @@ fn modify_protection<P: Processor>(
 /// the lower VTL does not have, may be taken from it once more but not given to it.
 fn protect<P: Processor>(
     caller: &Caller<'_, P>,
+    change: &Change<'_, P>,
     target: Vtl,
     page: u64,
     access: Access,
@@ -249,8 +252,7 @@ fn protect<P: Processor>(
             Err(_) => Err(HvStatus::INVALID_PARAMETER),
         };
     };
-    let tables = caller.partition.nested_tables(target);
-    tables
+    change
         .protect(address, access)
         .map_err(|error| match error {
             ProtectError::NotMapped => HvStatus::INVALID_PARAMETER,

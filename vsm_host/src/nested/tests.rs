@@ -62,7 +62,8 @@ impl NestedTables {
     }
 
     fn spare(&self) -> usize {
-        self.spare.lock().len()
+        self.reclaim();
+        self.spare.lock().free.len()
     }
 }
 
@@ -115,6 +116,17 @@ fn a_gibibyte_leaf_is_split_twice_and_comes_back() {
     tables.protect(GIB, ALL).unwrap();
     assert_eq!(tables.walk(GIB), Some((GIB, ALL, 3)));
     assert_eq!(tables.spare(), 2);
+}
+
+#[test]
+fn a_table_that_was_in_use_waits_until_no_processor_uses_it() {
+    let tables = tables(LeafSize::Size2M, 1);
+    tables.protect(4 * MIB, READ).unwrap();
+    tables.protect(4 * MIB, ALL).unwrap();
+    let out_of_tables = Err(ProtectError::OutOfTables);
+    assert_eq!(tables.protect(6 * MIB, READ), out_of_tables);
+    tables.reclaim();
+    tables.protect(6 * MIB, READ).unwrap();
 }
 
 #[test]

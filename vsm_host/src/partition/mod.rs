@@ -22,6 +22,7 @@ use crate::cpuid;
 use crate::guest_memory::{GuestMemory, RamAccess};
 use crate::hypercall::check_vsm_config;
 use crate::nested::NestedTables;
+use crate::shootdown::{Changes, Presence};
 use crate::svm::nmi::Nmis;
 use crate::svm::store::Source;
 use crate::svm::{context, vmcb};
@@ -119,6 +120,10 @@ pub struct Partition {
     time: ReferenceTime,
     slots: Vec<VpSlot>,
     shared: Mutex<Shared>,
+    /// Held by the VP that changes the guest's protections.
+    protections: Mutex<()>,
+    /// Changes of the guest's nested page table.
+    changes: Changes,
     intercepts: Intercepts,
     /// What was refused.
     pub counters: Counters,
@@ -150,6 +155,8 @@ struct VpSlot {
     nmi: nmi::Target,
     /// The part of VTL0's local APIC that all VPs use.
     lapic: vapic::Shared,
+    /// Whether the VP is in VTL0.
+    presence: Presence,
     /// VTLs that are enabled on it, by index.
     enabled: Mutex<[bool; VTL_COUNT]>,
     /// Where it begins when its mailbox says that it is started.
@@ -168,6 +175,7 @@ impl Partition {
                 mailbox: Mailbox::new(),
                 nmi: nmi::Target::new(apic_id),
                 lapic: GuestApic::new(index, config.frequencies).shared(),
+                presence: Presence::new(),
                 enabled: Mutex::default(),
                 start: Mutex::default(),
             })
@@ -177,6 +185,8 @@ impl Partition {
             config,
             slots,
             shared: Mutex::default(),
+            protections: Mutex::new(()),
+            changes: Changes::new(),
             intercepts: Intercepts::new(),
             counters: Counters::new(),
         }
@@ -331,6 +341,8 @@ pub struct Vp {
     pub vtls: [VpVtl; VTL_COUNT],
     /// What else concerns the guest.
     pub guest: GuestVp,
+    /// The last change of the guest's nested page table that its TLB knows.
+    known_change: u64,
     /// Its local APIC in VTL0.
     pub lapic: GuestApic,
     mtrrs: Mtrrs,
@@ -381,6 +393,7 @@ impl Vp {
                 tsc_invariant_control: 0,
             }),
             guest: GuestVp::default(),
+            known_change: 0,
             lapic: GuestApic::new(index, config.frequencies),
             mtrrs: Mtrrs::default(),
             command_high: 0,

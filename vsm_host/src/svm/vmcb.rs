@@ -78,6 +78,11 @@ pub fn inject(vmcb: &mut Vmcb, exception: Exception) {
     };
 }
 
+/// Makes VMRUN forget all translations.
+pub fn flush(vmcb: &mut Vmcb) {
+    vmcb.control.tlb_control = TLB_FLUSH_ALL;
+}
+
 /// Continues behind the instruction that exited.
 pub fn advance(vmcb: &mut Vmcb, next_rip: u64) {
     vmcb.save.rip = next_rip;

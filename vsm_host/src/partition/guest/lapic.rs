@@ -171,6 +171,8 @@ impl<P: Processor> EoiAssist for Assist<'_, P> {
 /// After each exit from VTL0, and after each wait in its place.
 pub fn after_exit(partition: &Partition, vp: &mut Vp, processor: &impl Processor) {
     let slot = &partition.slots[vp.index as usize];
+    // First of all: others may wait for it.
+    slot.presence.leave();
     // A call that is still on its way is an exit of whatever runs then, and ignored.
     let _ = slot.lapic.leave();
     let mut assist = Assist::new(partition, vp, processor);
@@ -204,10 +206,14 @@ pub fn before_entry(partition: &Partition, vp: &mut Vp, processor: &impl Process
         }
     }
     if vp.lapic.waits_for_startup() || vp.lapic.halted {
-        Entry::Idle
-    } else {
-        Entry::Run
+        return Entry::Idle;
     }
+    let change = slot.presence.enter(&partition.changes);
+    if vp.known_change != change {
+        vp.known_change = change;
+        vmcb::flush(vp.vmcb_mut());
+    }
+    Entry::Run
 }
 
 /// The VP has executed HLT, and stands behind it.

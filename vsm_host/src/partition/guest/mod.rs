@@ -11,6 +11,7 @@
 mod exits;
 pub mod lapic;
 mod message;
+pub(crate) mod protections;
 mod registers;
 mod switch;
 
