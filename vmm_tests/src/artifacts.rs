@@ -28,6 +28,8 @@ pub struct Artifacts {
     pub initrd: PathBuf,
     /// The test payload, an ELF file.
     pub tmk: PathBuf,
+    /// The kernel that tests its VM as a guest, an ELF file.
+    pub guest_tests: PathBuf,
     /// Stock kernels for the guest, from the oldest on.
     pub guest_kernels: Vec<GuestKernel>,
     /// The guest's initrd: busybox, and what `xtask/guest/` has.

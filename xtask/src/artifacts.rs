@@ -51,6 +51,8 @@ pub(crate) struct Artifacts {
     pub(crate) initrd: PathBuf,
     /// The test kernel that runs in a VTL (an ELF file).
     pub(crate) tmk: PathBuf,
+    /// The test kernel that runs as a guest (an ELF file).
+    pub(crate) guest_tests: PathBuf,
     /// Debian's static busybox, for the dev profile.
     pub(crate) busybox: Option<PathBuf>,
 }
@@ -176,6 +178,7 @@ fn pack(
         openhcl_boot: keep("openhcl_boot", &read(&programs.openhcl_boot)?)?,
         user_binary: keep("openhcl", &read(&programs.user_binary)?)?,
         tmk: keep("tmk", &read(&programs.tmk)?)?,
+        guest_tests: keep("guest_tests", &read(&programs.guest_tests)?)?,
         vmlinux: prepared.kernel.vmlinux.clone(),
         vmlinux_symbols: prepared.kernel.symbols.clone(),
         busybox: layers.busybox,

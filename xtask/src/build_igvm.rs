@@ -57,6 +57,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
             user_binary,
             initrd,
             tmk,
+            guest_tests,
             busybox,
         } = &artifacts;
         let result = json!({
@@ -64,7 +65,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
             "kernel_version": prepared.kernel.version,
             "vsm_host": vsm_host, "openhcl_boot": openhcl_boot, "vmlinux": vmlinux,
             "vmlinux_symbols": vmlinux_symbols, "user_binary": user_binary,
-            "initrd": initrd, "tmk": tmk, "busybox": busybox,
+            "initrd": initrd, "tmk": tmk, "guest_tests": guest_tests, "busybox": busybox,
         });
         println!("{result:#}");
     } else {

@@ -25,7 +25,8 @@ pub(crate) const ARM_TARGET: &str = "aarch64-unknown-none";
 const PROFILE: &str = "image";
 
 /// Packages with a bare-metal program of the same name.
-pub(crate) const BARE_METAL_PACKAGES: [&str; 3] = ["vsm_host", "openhcl_boot", "tmk"];
+pub(crate) const BARE_METAL_PACKAGES: [&str; 4] =
+    ["vsm_host", "openhcl_boot", "tmk", "guest_tests"];
 
 /// A checkout and the place of its build results.
 #[derive(Debug, Clone)]
@@ -45,6 +46,7 @@ pub(crate) struct Programs {
     pub(crate) vsm_host: PathBuf,
     pub(crate) openhcl_boot: PathBuf,
     pub(crate) tmk: PathBuf,
+    pub(crate) guest_tests: PathBuf,
 }
 
 impl Workspace {
@@ -80,7 +82,7 @@ impl Workspace {
         self.build(cache, "build the paravisor binary", |command| {
             Ok(prepare_user_program(command, "underhill_entry"))
         })?;
-        self.build(cache, "build host, shim and test kernel", |command| {
+        self.build(cache, "build host, shim and test kernels", |command| {
             bare_metal.apply(command, BARE_METAL_TARGET);
             for package in BARE_METAL_PACKAGES {
                 // The program only: a library of that name builds with it.
@@ -97,14 +99,16 @@ impl Workspace {
             vsm_host: self.program(BARE_METAL_TARGET, "vsm_host"),
             openhcl_boot: self.program(BARE_METAL_TARGET, "openhcl_boot"),
             tmk: self.program(BARE_METAL_TARGET, "tmk"),
+            guest_tests: self.program(BARE_METAL_TARGET, "guest_tests"),
         };
         let Programs {
             user_binary,
             vsm_host,
             openhcl_boot,
             tmk,
+            guest_tests,
         } = &programs;
-        for path in [user_binary, vsm_host, openhcl_boot, tmk] {
+        for path in [user_binary, vsm_host, openhcl_boot, tmk, guest_tests] {
             anyhow::ensure!(path.is_file(), "cargo left no {}", path.display());
         }
         Ok(programs)

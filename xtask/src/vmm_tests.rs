@@ -70,6 +70,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         openhcl_boot: release.openhcl_boot,
         initrd: release.initrd,
         tmk: release.tmk,
+        guest_tests: release.guest_tests,
         guest_kernels: guest_kernels(&cache)?,
         guest_initrd: guest::initrd::ensure(&workspace)?,
         vsock_helper: match vsock::ensure(&cache)? {

@@ -27,7 +27,7 @@
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(
-    target_os = "none",
+    any(test, target_os = "none"),
     expect(
         clippy::result_large_err,
         reason = "a failure carries its text, there is no allocator, and failures are rare"
