@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod artifacts;
+mod guest_tests;
 mod image;
 mod reports;
 mod scenario;
@@ -36,6 +37,10 @@ pub use artifacts::Artifacts;
 pub use artifacts::ArtifactsError;
 pub use artifacts::GuestKernel;
 pub use artifacts::initrd;
+pub use guest_tests::GuestReport;
+pub use guest_tests::GuestResult;
+pub use guest_tests::GuestTests;
+pub use guest_tests::plain_guest_tests;
 pub use image::Image;
 pub use reports::Memory;
 pub use reports::Topology;

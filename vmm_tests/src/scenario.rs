@@ -94,6 +94,27 @@ impl Scenario {
         }
     }
 
+    /// QEMU itself with a kernel of the test's own, and nothing of ours below it. The file
+    /// gets what the kernel writes to COM1.
+    #[track_caller]
+    pub fn plain(kernel: &Path, arguments: &str) -> (Self, PathBuf) {
+        let artifacts = artifacts();
+        let directory = new_directory(&artifacts);
+        std::fs::create_dir_all(&directory)
+            .unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+        let log = directory.join("com1.log");
+        let machine = Machine::plain(kernel, artifacts.initrd)
+            .memory(ByteCount::mib(256))
+            .bootarg(arguments)
+            .extra([
+                "-chardev".to_owned(),
+                format!("file,id=com1,path={}", log.display()),
+                "-device".to_owned(),
+                "isa-serial,index=0,chardev=com1".to_owned(),
+            ]);
+        (Self { machine, directory }, log)
+    }
+
     /// Number of VPs.
     pub fn vps(self, vps: u32) -> Self {
         self.with(|machine| machine.vps(vps))

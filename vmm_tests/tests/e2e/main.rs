@@ -5,6 +5,7 @@ mod command_line;
 mod config;
 mod crash;
 mod diag;
+mod guest_tests;
 mod image;
 mod ohcldiag;
 mod tmk;

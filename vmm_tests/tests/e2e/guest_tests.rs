@@ -1,0 +1,62 @@
+//! What a guest may and may not do, from inside: the kernel `guest_tests` runs in VTL0,
+//! ring 0.
+
+use qemu::Exit;
+use qemu::Source;
+use std::time::Duration;
+use vmm_tests::GuestReport;
+use vmm_tests::GuestResult;
+use vmm_tests::GuestTests;
+use vmm_tests::Scenario;
+use vmm_tests::plain_guest_tests;
+
+/// Only turns a hang into a failure.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Runs these tests; all must pass.
+#[track_caller]
+fn passes(vps: u32, arguments: &str, skipped: &[&str]) -> GuestReport {
+    let mut guest = GuestTests::start(Scenario::guest_tests(vps, arguments));
+    let report = guest.report();
+    guest.check_forbidden();
+    let vm = guest.expect_power_off();
+    report.assert_passed(skipped);
+    let host = vm.console(Source::Host);
+    assert!(!host.contains("GUEST-FORGED-THIS"), "{host}");
+    report
+}
+
+#[test]
+fn the_tests_ask_for_what_a_pc_does() {
+    // On QEMU itself, without anything of ours: the tests that do not need our host pass.
+    let (scenario, log) = plain_guest_tests(2, "count=200");
+    let mut vm = scenario.start();
+    assert_eq!(vm.vm().wait_exit(DEADLINE).unwrap(), Exit::Normal);
+    let report = GuestReport::read(&std::fs::read_to_string(log).unwrap());
+    let passed = report.results.values().filter(|r| **r == GuestResult::Ok);
+    assert!(passed.count() > 40, "{report:#?}");
+}
+
+#[test]
+fn a_guest_sees_a_pc_with_hyper_v() {
+    passes(
+        1,
+        "tests=environment,instructions,msrs,ports,mmio count=1000",
+        &[],
+    );
+}
+
+#[test]
+fn a_guests_interrupts_and_timers_work() {
+    passes(1, "tests=apic,timer,devices,synic", &[]);
+}
+
+#[test]
+fn guests_processors_start_and_talk_to_each_other() {
+    passes(4, "tests=environment,smp", &[]);
+}
+
+#[test]
+fn a_guest_reaches_nothing_of_vtl2_or_the_host() {
+    passes(2, "tests=hypercalls,isolation count=2000", &[]);
+}
