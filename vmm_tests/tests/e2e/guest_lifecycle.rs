@@ -105,11 +105,6 @@ fn a_crash_message_of_the_guest_is_told() {
 }
 
 #[test]
-fn executing_forbidden_memory_ends_the_guest_only() {
-    is_contained(1, "end.executes_forbidden_memory", &["VP 0"]);
-}
-
-#[test]
 fn page_tables_in_forbidden_memory_end_the_guest_only() {
     is_contained(1, "end.page_tables_in_forbidden_memory", &["VP 0"]);
 }

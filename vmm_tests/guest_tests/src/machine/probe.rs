@@ -69,15 +69,17 @@ macro_rules! probed {
             // SAFETY: the instructions under test change registers only, or memory that
             // their operands name, which is scratch memory or not this program's, or they
             // fault; R10 and R11 follow the protocol of the exception handler. RBX is kept
-            // on the stack, which a fault leaves as it was.
+            // on the stack, whose top is in R9 meanwhile.
             unsafe {
                 asm!(
                     "push rbx",
                     "mov rbx, r9",
+                    "mov r9, rsp",
                     "lea r11, [rip + 2f]",
                     $instructions,
                     "xor r10d, r10d",
                     "2:",
+                    "mov rsp, r9",
                     "mov r9, rbx",
                     "pop rbx",
                     inout("rax") r.rax,

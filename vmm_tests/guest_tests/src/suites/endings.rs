@@ -2,10 +2,9 @@
 
 #![expect(unsafe_code, reason = "the guest is meant to end")]
 
-use super::environment::access;
 use super::{Machine, Needs, Test, test};
 use crate::machine::memory::Page;
-use crate::machine::probe::{self, rdmsr, wrmsr};
+use crate::machine::probe::{rdmsr, wrmsr};
 use crate::machine::{power, vps};
 use crate::report::{Failure, TestResult};
 use core::arch::asm;
@@ -24,11 +23,6 @@ pub(super) const TESTS: &[Test] = &[
     test("end.reset_by_acpi", Needs::Ending, reset_by_acpi),
     test("end.reset_by_msr", Needs::Ending, reset_by_msr),
     test("end.crash_message", Needs::Ending, crash_message),
-    test(
-        "end.executes_forbidden_memory",
-        Needs::Ending,
-        executes_forbidden_memory,
-    ),
     test(
         "end.page_tables_in_forbidden_memory",
         Needs::Ending,
@@ -91,11 +85,6 @@ fn first_forbidden(machine: &Machine<'_>) -> Result<u64, Failure> {
         Some(range) => Ok(range.start),
         None => Err(Failure::Skipped("no range is forbidden")),
     }
-}
-
-fn executes_forbidden_memory(machine: &Machine<'_>) -> TestResult {
-    access(probe::call, first_forbidden(machine)?, 0)?;
-    survived()
 }
 
 fn forbidden_page_tables(machine: &Machine<'_>) -> TestResult {

@@ -17,6 +17,11 @@ use hv_defs::msr::{
 
 pub(super) const TESTS: &[Test] = &[
     test(
+        "isolation.executing_is_a_fault",
+        Needs::Host,
+        executing_is_a_fault,
+    ),
+    test(
         "isolation.reading_gives_nothing",
         Needs::Host,
         reading_gives_nothing,
@@ -103,6 +108,14 @@ fn atomics_do_nothing(machine: &Machine<'_>) -> TestResult {
             let found = access(probe::load32, address, 0);
             expect_nothing(address, found, u32::MAX.into())?;
         }
+    }
+    Ok(())
+}
+
+fn executing_is_a_fault(machine: &Machine<'_>) -> TestResult {
+    for address in addresses(machine)? {
+        let result = access(probe::call, address, 0);
+        ensure!(result.is_err(), "executing {address:#x} gives {result:x?}");
     }
     Ok(())
 }
