@@ -79,6 +79,15 @@ impl ReferenceTime {
         let scaled = ((u128::from(tsc) * u128::from(self.scale)) >> 64) as u64;
         scaled.wrapping_add_signed(self.offset)
     }
+
+    /// First TSC value at which reference time is at least `time`.
+    pub fn tsc_at(&self, time: u64) -> u64 {
+        // Below zero: before TSC zero.
+        let ticks = (i128::from(time) - i128::from(self.offset)).max(0) as u128;
+        let tsc = u64::try_from(ticks)
+            .map(|ticks| (u128::from(ticks) << 64).div_ceil(u128::from(self.scale.max(1))));
+        tsc.map_or(u64::MAX, |tsc| u64::try_from(tsc).unwrap_or(u64::MAX))
+    }
 }
 
 #[cfg(test)]
@@ -127,5 +136,20 @@ mod tests {
         assert_eq!(time.at(start), 0);
         let after_one_second = time.at(start + 2_500_000_000);
         assert!((9_999_999..=10_000_001).contains(&after_one_second));
+    }
+
+    #[test]
+    fn the_tsc_of_a_time_is_the_first_that_has_it() {
+        for (hz, start) in [(2_500_000_000, 123_456_789_012), (1_000_000_007, 0), (3, 5)] {
+            let time = ReferenceTime::new(hz, start);
+            for at in [0, 1, 2, 999, 10_000_000, 123_456_789_000] {
+                let tsc = time.tsc_at(at);
+                assert!(time.at(tsc) >= at || tsc == u64::MAX, "{hz} {at}");
+                if tsc != 0 && tsc != u64::MAX {
+                    assert!((time.at(tsc - 1) as i64) < at as i64, "{hz} {at}");
+                }
+            }
+            assert_eq!(time.tsc_at(u64::MAX), u64::MAX);
+        }
     }
 }

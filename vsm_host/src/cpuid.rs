@@ -3,6 +3,8 @@
 
 mod guest;
 
+pub(crate) use guest::is_valid_xcr0;
+
 use crate::vtl::Vtl;
 use hv_defs::cpuid::{
     Features, HV_CPUID_ENLIGHTENMENTS, HV_CPUID_FEATURES, HV_CPUID_HARDWARE, HV_CPUID_INTERFACE,

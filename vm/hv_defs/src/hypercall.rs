@@ -31,6 +31,8 @@ pub enum HypercallCode {
     POST_MESSAGE = 0x005c,
     /// Signal a SynIC event.
     SIGNAL_EVENT = 0x005d,
+    /// Send a device's interrupt elsewhere.
+    RETARGET_DEVICE_INTERRUPT = 0x007e,
     /// Put the machine into an ACPI sleep state; S5 powers it off.
     ENTER_SLEEP_STATE = 0x0084,
     /// Assert an interrupt of a lower VTL.

@@ -262,6 +262,13 @@ impl Synic {
         raised
     }
 
+    /// Whether a message waits for its slot, or somebody for a source.
+    pub fn waits(&self) -> bool {
+        self.awaited != 0
+            || self.buffers.0.iter().any(Option::is_some)
+            || self.timers.iter().any(|timer| timer.undelivered.is_some())
+    }
+
     /// Somebody wants to hear when these sources can take a message (a bit set): the
     /// deliverability notifications of a higher VTL.
     pub fn await_ready(&mut self, sints: u16) {

@@ -67,8 +67,14 @@ pub struct Intercepts4 {
     pub clgi: bool,
     /// SKINIT.
     pub skinit: bool,
-    #[bits(6)]
+    #[bits(3)]
     _others: u8,
+    /// MONITOR.
+    pub monitor: bool,
+    /// MWAIT.
+    pub mwait: bool,
+    /// MWAIT that would wait.
+    pub mwait_armed: bool,
     /// XSETBV.
     pub xsetbv: bool,
     #[bits(18)]
@@ -118,6 +124,12 @@ pub enum ExitCode {
     CLGI = 0x85,
     /// SKINIT.
     SKINIT = 0x86,
+    /// MONITOR.
+    MONITOR = 0x8a,
+    /// MWAIT.
+    MWAIT = 0x8b,
+    /// MWAIT that would wait.
+    MWAIT_ARMED = 0x8c,
     /// XSETBV.
     XSETBV = 0x8d,
     /// Nested page fault.

@@ -22,7 +22,7 @@ use vsm_host::svm::idle::{self, HostState};
 use vsm_host::svm::vmcb;
 use vsm_host::vtl::VTL_COUNT;
 use x86_64::instructions::segmentation::{CS, SS, Segment};
-use x86_64::registers::control::{Cr0, Cr3, Cr4};
+use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 use x86_defs::msr::{TSC_AUX, VM_CR, VM_HSAVE_PA};
 use x86_defs::svm::{ExitCode, Vmcb};
@@ -88,9 +88,48 @@ impl Processor for Physical {
         }
     }
 
+    fn xcr0(&self) -> u64 {
+        with_xsave(|| {
+            let (low, high): (u32, u32);
+            // SAFETY: CR4.OSXSAVE is set; reads a register.
+            unsafe {
+                asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
+                     options(nomem, nostack));
+            }
+            u64::from(high) << 32 | u64::from(low)
+        })
+        .unwrap_or(1)
+    }
+
+    fn set_xcr0(&self, value: u64) {
+        with_xsave(|| {
+            // SAFETY: CR4.OSXSAVE is set, the value has been checked, and the host, which
+            // is built without floating point, uses no such state.
+            unsafe {
+                asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,
+                     options(nomem, nostack));
+            }
+        });
+    }
+
     fn log(&self, text: fmt::Arguments<'_>) {
         console::line(text);
     }
+}
+
+/// Works while CR4.OSXSAVE is set; not at all if the processor has no XSAVE.
+fn with_xsave<T>(work: impl FnOnce() -> T) -> Option<T> {
+    const XSAVE: u32 = 1 << 26;
+    if cpuid(1, 0)[2] & XSAVE == 0 {
+        return None;
+    }
+    let before = Cr4::read();
+    // SAFETY: the bit permits instructions that `work` executes, and is taken back.
+    unsafe { Cr4::write(before | Cr4Flags::OSXSAVE) };
+    let result = work();
+    // SAFETY: as it was.
+    unsafe { Cr4::write(before) };
+    Some(result)
 }
 
 /// Turns SVM on and the global interrupt flag off, for good: from here interrupts and NMIs

@@ -44,6 +44,19 @@ const LEAF80000001_ECX_CORES: u32 = bits(&[1]);
 const LEVEL_THREAD: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
 
+/// Whether the guest may set XCR0 to `value` where leaf 0xd offers `offered`.
+pub(crate) fn is_valid_xcr0(offered: u32, value: u64) -> bool {
+    const X87: u64 = 1 << 0;
+    const SSE: u64 = 1 << 1;
+    const AVX: u64 = 1 << 2;
+    const AVX512: u64 = 7 << 5;
+    let implies = |parts: u64, others: u64| value & parts == 0 || value & others == others;
+    value & !u64::from(offered & XSTATE) == 0
+        && value & X87 != 0
+        && implies(AVX, SSE)
+        && implies(AVX512, AVX512 | AVX)
+}
+
 /// See [`super::answer`].
 pub(super) fn answer(
     asker: &Asker,
@@ -254,6 +267,18 @@ mod tests {
         assert_eq!(asked(1), [7, 576, 0, 0]);
         assert_eq!(asked(2), [256, 576, 0, 0]);
         assert_eq!((asked(9), asked(77)), ([0; 4], [0; 4]));
+    }
+
+    #[test]
+    fn xcr0_has_what_belongs_together() {
+        let offered = u32::MAX;
+        for valid in [1, 3, 7, 0xe7] {
+            assert!(is_valid_xcr0(offered, valid), "{valid:#x}");
+        }
+        for invalid in [0, 2, 5, 0x27, 0xe3, 0x0f, 0x207, 1 << 62 | 1] {
+            assert!(!is_valid_xcr0(offered, invalid), "{invalid:#x}");
+        }
+        assert!(!is_valid_xcr0(3, 7));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(super) struct Caller<'a, P> {
     pub processor: &'a P,
     /// Set by a call that ends the machine.
     pub end: Option<ExitReason>,
+    /// Set by a call of the guest that VTL2 answers.
+    pub intercepted: bool,
 }
 
 impl<'a, P: Processor> Caller<'a, P> {

@@ -5,6 +5,7 @@
 //! once, before it is looked at.
 
 mod calls;
+mod direct;
 mod private;
 mod registers;
 mod translate;
@@ -38,6 +39,8 @@ pub enum Outcome {
     Done(HypercallResult),
     /// The instruction faults.
     Fault(Exception),
+    /// VTL2 answers the guest's call.
+    Intercepted,
     /// The VP has left the caller's VTL.
     Switched(Next),
     /// The machine ends.
@@ -158,11 +161,17 @@ pub fn handle(partition: &Partition, vp: &mut Vp, processor: &impl Processor) ->
         vp,
         processor,
         end: None,
+        intercepted: false,
     };
     let result = call(&mut caller, control);
-    let end = caller.end;
+    let Caller {
+        end, intercepted, ..
+    } = caller;
     if let Some(reason) = end {
         return Outcome::End(reason);
+    }
+    if intercepted {
+        return Outcome::Intercepted;
     }
     Outcome::Done(match result {
         Ok(done) => HypercallResult::new().with_reps_completed(done),
@@ -178,10 +187,11 @@ pub fn handle(partition: &Partition, vp: &mut Vp, processor: &impl Processor) ->
 }
 
 fn call<P: Processor>(caller: &mut Caller<'_, P>, control: HypercallControl) -> CallResult {
-    let form = FORMS
-        .iter()
-        .find(|form| form.code.0 == control.code())
-        .ok_or(HvStatus::INVALID_HYPERCALL_CODE)?;
+    let form = FORMS.iter().find(|form| form.code.0 == control.code());
+    let Some(form) = form else {
+        direct::unknown_call(caller, Code(control.code()));
+        return Err(HvStatus::INVALID_HYPERCALL_CODE.into());
+    };
     if !form.guest && caller.vp.vtl == Vtl::GUEST {
         return Err(HvStatus::ACCESS_DENIED.into());
     }

@@ -151,7 +151,7 @@ fn read<P: Processor>(
             check_self(caller, vp)?;
             own.register_page.into()
         }
-        Name(CRASH_P0..=CRASH_P4) => partition.crash_parameter((name - CRASH_P0) as usize),
+        Name(CRASH_P0..=CRASH_P4) => partition.crash_parameter(vtl, (name - CRASH_P0) as usize),
         Name::GUEST_CRASH_CTL => crash::SUPPORTED.into(),
         _ => return Err(unknown(caller, name)),
     })
@@ -169,7 +169,7 @@ fn write<P: Processor>(
     match Name(name) {
         Name::VSM_PARTITION_CONFIG => partition.set_vsm_config(value.into())?,
         Name::GUEST_OS_ID => partition
-            .set_guest_os_id(vtl, caller.processor, value)
+            .set_guest_os_id(vtl, &caller.memory(), value)
             .map_err(bad_value)?,
         Name::VP_ASSIST_PAGE => {
             check_self(caller, vp)?;
@@ -189,7 +189,7 @@ fn write<P: Processor>(
             caller.vp.vtls[vtl.index()].register_page = register;
         }
         Name(CRASH_P0..=CRASH_P4) => {
-            partition.set_crash_parameter((name - CRASH_P0) as usize, value);
+            partition.set_crash_parameter(vtl, (name - CRASH_P0) as usize, value);
         }
         Name::GUEST_CRASH_CTL => {
             partition.report_crash(caller.vp, vtl, caller.processor, value.into());

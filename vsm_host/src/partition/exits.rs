@@ -75,6 +75,8 @@ impl Partition {
                         }
                         Outcome::Fault(exception) => Err(exception),
                         Outcome::Switched(next) => Ok(next),
+                        // Nobody is above VTL2.
+                        Outcome::Intercepted => Err(Exception::InvalidOpcode),
                         Outcome::End(reason) => Ok(Next::End(reason)),
                     },
                 )
@@ -183,9 +185,14 @@ impl Partition {
     }
 
     /// What CPUID shows where the VP stands.
-    pub(super) fn cpuid_answer(&self, vp: &Vp, processor: &impl Processor) -> cpuid::Registers {
-        let leaf = vp.vmcb().save.rax as u32;
-        let subleaf = vp.gprs[gpr::RCX] as u32;
+    /// What a leaf shows to the VTL that the VP is in.
+    pub(super) fn cpuid_of(
+        &self,
+        vp: &Vp,
+        processor: &impl Processor,
+        leaf: u32,
+        subleaf: u32,
+    ) -> cpuid::Registers {
         let asker = cpuid::Asker {
             vtl: vp.vtl,
             vp: vp.index,
@@ -194,6 +201,12 @@ impl Partition {
         };
         let native = |leaf, subleaf| processor.cpuid(leaf, subleaf);
         cpuid::answer(&asker, leaf, subleaf, native)
+    }
+
+    pub(super) fn cpuid_answer(&self, vp: &Vp, processor: &impl Processor) -> cpuid::Registers {
+        let leaf = vp.vmcb().save.rax as u32;
+        let subleaf = vp.gprs[gpr::RCX] as u32;
+        self.cpuid_of(vp, processor, leaf, subleaf)
     }
 
     pub(super) fn cpuid(&self, vp: &mut Vp, processor: &impl Processor) {
@@ -205,7 +218,7 @@ impl Partition {
     }
 
     /// A port of the host: nobody answers there.
-    fn port(&self, vp: &mut Vp, info: IoInfo, next_rip: u64) {
+    pub(super) fn port(&self, vp: &mut Vp, info: IoInfo, next_rip: u64) {
         self.counters.count(Refused::Port(info.port()));
         let vmcb = vp.vmcb_mut();
         if info.string() {
@@ -258,6 +271,9 @@ pub(super) fn is_host_instruction(code: ExitCode) -> bool {
             | ExitCode::CLGI
             | ExitCode::SKINIT
             | ExitCode::INVLPGA
+            | ExitCode::MONITOR
+            | ExitCode::MWAIT
+            | ExitCode::MWAIT_ARMED
             | ExitCode::XSETBV
     )
 }

@@ -65,6 +65,10 @@ pub trait Processor: RamAccess {
     fn write_device(&self, address: u64, value: u32);
     /// Sets the MSR TSC_AUX and tells what it was.
     fn exchange_tsc_aux(&self, value: u64) -> u64;
+    /// XCR0; 1 if the processor has none.
+    fn xcr0(&self) -> u64;
+    /// Sets XCR0 to a value that the processor takes.
+    fn set_xcr0(&self, value: u64);
     /// Logs a line.
     fn log(&self, text: fmt::Arguments<'_>);
 }
@@ -134,7 +138,7 @@ pub struct Partition {
 struct Shared {
     vtls: [SharedVtl; VTL_COUNT],
     vsm_config: VsmPartitionConfig,
-    crash_parameters: [u64; crash::PARAMETERS],
+    /// What VTL2 has said about its end.
     crash: Option<CrashReport>,
     io_apic_selected: u8,
 }
@@ -145,6 +149,7 @@ struct SharedVtl {
     guest_os_id: u64,
     hypercall: Overlay,
     reference_tsc: Overlay,
+    crash_parameters: [u64; crash::PARAMETERS],
 }
 
 /// What others may know of a VP and do to it.

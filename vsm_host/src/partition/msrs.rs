@@ -7,6 +7,7 @@
 use super::counters::Refused;
 use super::crash::CrashReport;
 use super::{Next, Partition, Processor, Vp, crash, overlay};
+use crate::guest_memory::{GuestMemory, RamAccess};
 use crate::svm::vmcb::Exception;
 use crate::vtl::Vtl;
 use hv_defs::msr::*;
@@ -93,11 +94,8 @@ impl Partition {
             SYSCFG | HWCR | INT_PENDING => 0,
             DE_CFG => DE_CFG_LFENCE_SERIALIZES,
             HV_X64_MSR_GUEST_OS_ID => self.shared.lock().vtls[vtl].guest_os_id,
-            HV_X64_MSR_HYPERCALL => self.shared.lock().vtls[vtl].hypercall.register().into(),
-            HV_X64_MSR_REFERENCE_TSC => {
-                let shared = self.shared.lock();
-                shared.vtls[vtl].reference_tsc.register().into()
-            }
+            HV_X64_MSR_HYPERCALL => self.hypercall_page(vp.vtl).into(),
+            HV_X64_MSR_REFERENCE_TSC => self.reference_tsc(vp.vtl).into(),
             HV_X64_MSR_VP_INDEX => vp.index.into(),
             HV_X64_MSR_RESET => 0,
             HV_X64_MSR_TIME_REF_COUNT => self.reference_time(processor),
@@ -106,7 +104,7 @@ impl Partition {
             HV_X64_MSR_VP_ASSIST_PAGE => vp.vtls[vtl].assist.into(),
             HV_X64_MSR_TSC_INVARIANT_CONTROL => vp.vtls[vtl].tsc_invariant_control,
             HV_X64_MSR_CRASH_P0..=HV_X64_MSR_CRASH_P4 => {
-                self.shared.lock().crash_parameters[(msr - HV_X64_MSR_CRASH_P0) as usize]
+                self.crash_parameter(vp.vtl, (msr - HV_X64_MSR_CRASH_P0) as usize)
             }
             HV_X64_MSR_CRASH_CTL => crash::SUPPORTED.into(),
             _ => match vp.mtrrs.register(msr) {
@@ -149,14 +147,15 @@ impl Partition {
             MCG_STATUS | DEBUG_CTL | PATCH_LEVEL => must(value == 0)?,
             HWCR => must(value & !HWCR_FLUSH_FILTER_OFF == 0)?,
             MTRR_DEF_TYPE if value & !MTRR_DEF_TYPE_DEFINED != 0 => return Err(FAULT),
-            HV_X64_MSR_GUEST_OS_ID => self.set_guest_os_id(vtl, processor, value)?,
-            HV_X64_MSR_HYPERCALL => self.set_hypercall_page(vtl, processor, value.into())?,
+            HV_X64_MSR_GUEST_OS_ID => {
+                self.set_guest_os_id(vtl, &self.memory(vtl, processor), value)?;
+            }
+            HV_X64_MSR_HYPERCALL if self.hypercall_page(vtl).locked() => {}
+            HV_X64_MSR_HYPERCALL => {
+                self.set_hypercall_page(vtl, &self.memory(vtl, processor), value.into())?;
+            }
             HV_X64_MSR_REFERENCE_TSC => {
-                let page = overlay::reference_tsc_page(&self.time);
-                self.shared.lock().vtls[vtl.index()]
-                    .reference_tsc
-                    .set(value.into(), &self.memory(vtl, processor), &page)
-                    .map_err(|_| FAULT)?;
+                self.set_reference_tsc(vtl, &self.memory(vtl, processor), value.into())?;
             }
             HV_X64_MSR_RESET => {
                 must(value & !1 == 0)?;
@@ -171,7 +170,7 @@ impl Partition {
                 vp.vtls[vtl.index()].tsc_invariant_control = value;
             }
             HV_X64_MSR_CRASH_P0..=HV_X64_MSR_CRASH_P4 => {
-                self.set_crash_parameter((msr - HV_X64_MSR_CRASH_P0) as usize, value);
+                self.set_crash_parameter(vtl, (msr - HV_X64_MSR_CRASH_P0) as usize, value);
             }
             HV_X64_MSR_CRASH_CTL => self.report_crash(vp, vtl, processor, value.into()),
             _ => *vp.mtrrs.register(msr).ok_or(FAULT)? = value,
@@ -180,10 +179,10 @@ impl Partition {
     }
 
     /// Sets the identity of a VTL's software. Without one there is no hypercall page.
-    pub(crate) fn set_guest_os_id(
+    pub(crate) fn set_guest_os_id<R: RamAccess>(
         &self,
         vtl: Vtl,
-        processor: &impl Processor,
+        memory: &GuestMemory<'_, R>,
         value: u64,
     ) -> Result<(), Exception> {
         let mut shared = self.shared.lock();
@@ -192,34 +191,54 @@ impl Partition {
             let off = state.hypercall.register().with_enabled(false);
             state
                 .hypercall
-                .set(off, &self.memory(vtl, processor), &[0; 4096])
+                .set(off, memory, &[0; 4096])
                 .map_err(|_| FAULT)?;
         }
         state.guest_os_id = value;
         Ok(())
     }
 
-    fn set_hypercall_page(
+    /// Where the hypercall page of a VTL is.
+    pub(crate) fn hypercall_page(&self, vtl: Vtl) -> OverlayPage {
+        self.shared.lock().vtls[vtl.index()].hypercall.register()
+    }
+
+    /// Moves it, also if it is locked.
+    pub(crate) fn set_hypercall_page<R: RamAccess>(
         &self,
         vtl: Vtl,
-        processor: &impl Processor,
+        memory: &GuestMemory<'_, R>,
         mut register: OverlayPage,
     ) -> Result<(), Exception> {
         let mut shared = self.shared.lock();
         let state = &mut shared.vtls[vtl.index()];
-        if state.hypercall.register().locked() {
-            return Ok(());
-        }
         if state.guest_os_id == 0 {
             register.set_enabled(false);
         }
         state
             .hypercall
-            .set(
-                register,
-                &self.memory(vtl, processor),
-                &overlay::hypercall_page(),
-            )
+            .set(register, memory, &overlay::hypercall_page())
+            .map_err(|_| FAULT)
+    }
+
+    /// Where the reference TSC page of a VTL is.
+    pub(crate) fn reference_tsc(&self, vtl: Vtl) -> OverlayPage {
+        self.shared.lock().vtls[vtl.index()]
+            .reference_tsc
+            .register()
+    }
+
+    /// Moves it.
+    pub(crate) fn set_reference_tsc<R: RamAccess>(
+        &self,
+        vtl: Vtl,
+        memory: &GuestMemory<'_, R>,
+        register: OverlayPage,
+    ) -> Result<(), Exception> {
+        let page = overlay::reference_tsc_page(&self.time);
+        self.shared.lock().vtls[vtl.index()]
+            .reference_tsc
+            .set(register, memory, &page)
             .map_err(|_| FAULT)
     }
 
@@ -239,17 +258,19 @@ impl Partition {
         Ok(())
     }
 
-    /// Sets P0 to P4; others do not exist and are ignored.
-    pub(crate) fn set_crash_parameter(&self, index: usize, value: u64) {
-        if let Some(parameter) = self.shared.lock().crash_parameters.get_mut(index) {
+    /// Sets P0 to P4 of a VTL; others do not exist and are ignored.
+    pub(crate) fn set_crash_parameter(&self, vtl: Vtl, index: usize, value: u64) {
+        let mut shared = self.shared.lock();
+        if let Some(parameter) = shared.vtls[vtl.index()].crash_parameters.get_mut(index) {
             *parameter = value;
         }
     }
 
-    /// P0 to P4.
-    pub(crate) fn crash_parameter(&self, index: usize) -> u64 {
+    /// P0 to P4 of a VTL.
+    pub(crate) fn crash_parameter(&self, vtl: Vtl, index: usize) -> u64 {
         let shared = self.shared.lock();
-        shared.crash_parameters.get(index).copied().unwrap_or(0)
+        let parameters = &shared.vtls[vtl.index()].crash_parameters;
+        parameters.get(index).copied().unwrap_or(0)
     }
 
     /// Takes over and logs what a VTL says about its end. The machine goes on: the VTL may
@@ -261,7 +282,7 @@ impl Partition {
         processor: &impl Processor,
         control: CrashControl,
     ) {
-        let parameters = self.shared.lock().crash_parameters;
+        let parameters = self.shared.lock().vtls[vtl.index()].crash_parameters;
         let Some(report) = CrashReport::take(parameters, control, &self.memory(vtl, processor))
         else {
             return;
@@ -272,8 +293,28 @@ impl Partition {
                 processor.log(format_args!("  | {line}"));
             }
         }
-        self.shared.lock().crash = Some(report);
+        if vtl == Vtl::PARAVISOR {
+            self.shared.lock().crash = Some(report);
+        }
     }
+}
+
+/// Whether the host serves an MSR itself: those above and its own range.
+pub(super) fn is_known(vp: &mut Vp, msr: u32) -> bool {
+    matches!(
+        msr,
+        EFER | APIC_BASE
+            | MTRR_CAP
+            | PATCH_LEVEL
+            | MCG_CAP
+            | MCG_STATUS
+            | DEBUG_CTL
+            | SYSCFG
+            | HWCR
+            | INT_PENDING
+            | DE_CFG
+            | HV_X64_MSR_SYNTHETIC_FIRST..=HV_X64_MSR_SYNTHETIC_LAST
+    ) || vp.mtrrs.register(msr).is_some()
 }
 
 fn must(condition: bool) -> Result<(), Exception> {

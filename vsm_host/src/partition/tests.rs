@@ -33,6 +33,7 @@ pub(crate) struct FakeProcessor {
     pub fired: RefCell<Vec<u32>>,
     pub written: RefCell<Vec<(u64, u32)>>,
     pub tsc_aux: Cell<u64>,
+    pub xcr0: Cell<u64>,
     pub log: RefCell<Vec<String>>,
 }
 
@@ -109,6 +110,14 @@ impl Processor for FakeProcessor {
         self.tsc_aux.replace(value)
     }
 
+    fn xcr0(&self) -> u64 {
+        self.xcr0.get()
+    }
+
+    fn set_xcr0(&self, value: u64) {
+        self.xcr0.set(value);
+    }
+
     fn log(&self, text: fmt::Arguments<'_>) {
         self.log.borrow_mut().push(text.to_string());
     }
@@ -149,6 +158,7 @@ pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
         fired: RefCell::default(),
         written: RefCell::default(),
         tsc_aux: Cell::new(0),
+        xcr0: Cell::new(1),
         log: RefCell::default(),
     };
     (partition, vp, processor)

@@ -5,17 +5,13 @@
 //! Bytes that do not match (another VP has changed them, or they are prefixed in a way
 //! that no assembler emits) lead to #UD, never to a guess.
 
+use super::paging::{self, Request};
 use super::vmcb;
 use crate::guest_memory::{GuestMemory, RamAccess};
 use x86_defs::svm::Save;
-use x86_defs::{CR0_PG, CR4_LA57, EFER_LMA};
 
 /// No instruction is longer.
 pub(super) const MAX_LENGTH: usize = 15;
-
-const PRESENT: u64 = 1 << 0;
-const LARGE: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// An instruction that exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +26,8 @@ pub enum Instruction {
     Vmmcall,
     /// HLT.
     Hlt,
+    /// XSETBV.
+    Xsetbv,
 }
 
 impl Instruction {
@@ -40,6 +38,7 @@ impl Instruction {
             Self::Wrmsr => &[0x0f, 0x30],
             Self::Vmmcall => &[0x0f, 0x01, 0xd9],
             Self::Hlt => &[0xf4],
+            Self::Xsetbv => &[0x0f, 0x01, 0xd1],
         }
     }
 }
@@ -86,7 +85,8 @@ pub fn fetch<R: RamAccess + ?Sized>(
         let at = linear.wrapping_add(done as u64);
         let in_page = (4096 - (at & 0xfff)) as usize;
         let size = in_page.min(out.len() - done);
-        let Some(gpa) = translate(memory, save, at) else {
+        // Permissions do not matter, the processor has just executed there.
+        let Ok(gpa) = paging::translate(memory, save, at, &Request::ANY) else {
             break;
         };
         if memory.read(gpa, &mut out[done..done + size]).is_err() {
@@ -95,38 +95,6 @@ pub fn fetch<R: RamAccess + ?Sized>(
         done += size;
     }
     done
-}
-
-/// Translates a linear address: no paging, or the four or five levels of long mode.
-/// Permissions do not matter, the processor has just executed there.
-fn translate<R: RamAccess + ?Sized>(
-    memory: &GuestMemory<'_, R>,
-    save: &Save,
-    linear: u64,
-) -> Option<u64> {
-    if save.cr0 & CR0_PG == 0 {
-        return Some(linear);
-    }
-    if save.efer & EFER_LMA == 0 {
-        return None;
-    }
-    let top = if save.cr4 & CR4_LA57 != 0 { 4 } else { 3 };
-    let mut table = save.cr3 & ADDRESS;
-    for level in (0..=top).rev() {
-        let shift = 12 + 9 * level;
-        let index = (linear >> shift) & 0x1ff;
-        let entry: u64 = memory.read_as(table + index * 8).ok()?;
-        if entry & PRESENT == 0 {
-            return None;
-        }
-        let leaf = level == 0 || (level <= 2 && entry & LARGE != 0);
-        if leaf {
-            let offset = (1 << shift) - 1;
-            return Some((entry & ADDRESS & !offset) | (linear & offset));
-        }
-        table = entry & ADDRESS;
-    }
-    None
 }
 
 #[cfg(test)]

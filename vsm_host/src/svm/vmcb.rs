@@ -66,6 +66,12 @@ pub fn intercept_guest(vmcb: &mut Vmcb) {
         .with_intr(true)
         .with_hlt(true)
         .into_bits();
+    // CPUID does not show them.
+    control.intercepts4 = Intercepts4::from_bits(control.intercepts4)
+        .with_monitor(true)
+        .with_mwait(true)
+        .with_mwait_armed(true)
+        .into_bits();
     control.virtual_interrupt.set_masking(true);
 }
 

@@ -31,6 +31,7 @@ fn others_wait_and_come_in_order_after_eom_and_eoi() {
     assert_eq!(post(&mut synic, &memory, 2, b"2"), []);
     assert_eq!(post(&mut synic, &memory, 2, b"3"), []);
     assert_eq!(memory.slot(2), (1, PENDING, b"1".to_vec()));
+    assert!(synic.waits());
     // The slot is not empty.
     assert_eq!(end_of_message(&mut synic, &memory), []);
     memory.empty_slot(2);
@@ -41,6 +42,7 @@ fn others_wait_and_come_in_order_after_eom_and_eoi() {
     let raised = synic.end_of_interrupt(0, &memory);
     assert_eq!(raised.interrupts.iter().collect::<Vec<_>>(), [0x52]);
     assert_eq!(memory.slot(2), (1, 0, b"3".to_vec()));
+    assert!(!synic.waits());
     memory.empty_slot(2);
     assert_eq!(end_of_message(&mut synic, &memory), []);
 }

@@ -2,6 +2,7 @@
 
 use super::lapic::{self, Mmio};
 use super::message::{header, instruction};
+use super::msrs::{self, Access, Written};
 use crate::hypercall::Outcome;
 use crate::partition::counters::Refused;
 use crate::partition::{Next, Partition, Processor, Vp, exits, gpr};
@@ -10,16 +11,23 @@ use crate::svm::vmcb::{self, Exception};
 use crate::vtl::Vtl;
 use crate::{cpuid, hypercall};
 use hv_defs::intercept::{
-    AccessType, ApicEoi, CpuidIntercept, IoPortAccess, IoPortIntercept, MemoryAccess,
-    MemoryIntercept, MsrIntercept,
+    AccessType, ApicEoi, CpuidIntercept, HypercallIntercept, IoPortAccess, IoPortIntercept,
+    MemoryAccess, MemoryIntercept, MsrIntercept,
 };
 use hv_defs::registers::HvRegisterName;
 use hv_defs::synic::HvMessageType;
 use vsm_host_defs::ExitReason;
+use x86_defs::CR4_OSXSAVE;
 use x86_defs::svm::{ExitCode, IoInfo};
 use zerocopy::IntoBytes;
 
 const LOW_32: u64 = 0xffff_ffff;
+
+/// The extended control register that says which state is in use.
+const XCR0: u32 = 0;
+
+/// CPUID leaf of extended state.
+const XSAVE_LEAF: u32 = 0xd;
 
 /// Memory type of all RAM, as in PAT: write-back.
 const WRITE_BACK: u32 = 6;
@@ -53,6 +61,7 @@ impl Partition {
             ExitCode::IRET => Next::Resume,
             ExitCode::HLT => self.halt(vp, processor),
             ExitCode::CPUID => self.guest_cpuid(vp, processor),
+            ExitCode::XSETBV => self.guest_xsetbv(vp, processor),
             ExitCode::MSR => self.guest_msr(vp, processor, info1 & 1 != 0),
             ExitCode::VMMCALL => self.guest_hypercall(vp, processor),
             ExitCode::IOIO => self.guest_port(vp, processor, info1.into(), info2),
@@ -132,42 +141,29 @@ impl Partition {
             return Next::Resume;
         };
         let msr = vp.gprs[gpr::RCX] as u32;
-        let of_apic = vapic::owns_msr(msr);
-        let mut ended = None;
-        let result = if write {
+        let access = if write {
             let value = vp.gprs[gpr::RDX] << 32 | vp.vmcb().save.rax & LOW_32;
-            if of_apic {
-                lapic::write_msr(self, vp, processor, msr, value).map(|vector| {
-                    ended = vector;
-                    Next::Resume
-                })
-            } else {
-                self.write_msr(vp, processor, msr, value)
-            }
+            msrs::write(self, vp, processor, msr, value)
         } else {
-            let value = if of_apic {
-                lapic::read_msr(self, vp, processor, msr)
-            } else {
-                self.read_msr(vp, processor, msr)
-            };
-            value.map(|value| {
+            msrs::read(self, vp, processor, msr).map(|value| {
                 vp.vmcb_mut().save.rax = value & LOW_32;
                 vp.gprs[gpr::RDX] = value >> 32;
-                Next::Resume
+                Written::default()
             })
         };
-        match result {
-            Ok(next) => {
+        match access {
+            Access::Done(Written { next, ended }) => {
                 vmcb::advance(vp.vmcb_mut(), next_rip);
                 match ended {
                     Some(vector) => self.guest_ended(vp, processor, vector),
                     None => next,
                 }
             }
-            Err(exception) => {
+            Access::Fault(exception) => {
                 vmcb::inject(vp.vmcb_mut(), exception);
                 Next::Resume
             }
+            Access::Intercepted => self.intercept_msr(vp, processor, write, next_rip),
         }
     }
 
@@ -185,9 +181,34 @@ impl Partition {
         self.intercepted(vp, processor, kind, payload.as_bytes())
     }
 
+    /// XSETBV. Nobody but the guest uses extended state, so XCR0 is the guest's always.
+    fn guest_xsetbv(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
+        let Some(next_rip) = self.behind(vp, processor, Instruction::Xsetbv) else {
+            return Next::Resume;
+        };
+        let save = &vp.vmcb().save;
+        let value = vp.gprs[gpr::RDX] << 32 | save.rax & LOW_32;
+        let register = vp.gprs[gpr::RCX] as u32;
+        let [offered, ..] = self.cpuid_of(vp, processor, XSAVE_LEAF, 0);
+        let exception = if save.cr4 & CR4_OSXSAVE == 0 {
+            Some(Exception::InvalidOpcode)
+        } else if save.cpl != 0 || register != XCR0 || !cpuid::is_valid_xcr0(offered, value) {
+            Some(Exception::GeneralProtection)
+        } else {
+            None
+        };
+        match exception {
+            Some(exception) => vmcb::inject(vp.vmcb_mut(), exception),
+            None => {
+                processor.set_xcr0(value);
+                vmcb::advance(vp.vmcb_mut(), next_rip);
+            }
+        }
+        Next::Resume
+    }
+
     /// Lets VTL2 answer an access to an MSR.
-    #[expect(dead_code, reason = "VTL2 cannot ask for MSRs yet")]
-    pub(crate) fn intercept_msr(
+    fn intercept_msr(
         &self,
         vp: &mut Vp,
         processor: &impl Processor,
@@ -226,8 +247,35 @@ impl Partition {
                 Next::Resume
             }
             Outcome::Switched(next) => next,
+            Outcome::Intercepted => self.intercept_hypercall(vp, processor, next_rip),
             Outcome::End(reason) => Next::End(reason),
         }
+    }
+
+    /// Lets VTL2 answer a hypercall.
+    fn intercept_hypercall(
+        &self,
+        vp: &mut Vp,
+        processor: &impl Processor,
+        next_rip: u64,
+    ) -> Next {
+        let length = next_rip.wrapping_sub(vp.vmcb().save.rip);
+        let payload = HypercallIntercept {
+            header: header(vp, AccessType::EXECUTE, length),
+            rax: vp.vmcb().save.rax,
+            rbx: vp.gprs[gpr::RBX],
+            rcx: vp.gprs[gpr::RCX],
+            rdx: vp.gprs[gpr::RDX],
+            r8: vp.gprs[gpr::R8],
+            rsi: vp.gprs[gpr::RSI],
+            rdi: vp.gprs[gpr::RDI],
+            // VTL2 has them in its registers; the host does not touch those.
+            xmm: [[0; 2]; 6],
+            flags: 0,
+            reserved: [0; 3],
+        };
+        let kind = HvMessageType::HYPERCALL_INTERCEPT;
+        self.intercepted(vp, processor, kind, payload.as_bytes())
     }
 
     fn guest_port(
@@ -247,6 +295,10 @@ impl Partition {
             (_, true) => 2,
             _ => 4,
         };
+        if !self.intercepts().ports(info.port(), size, !info.is_in()) {
+            self.port(vp, info, next_rip);
+            return Next::Resume;
+        }
         // The fast path of VTL2 needs the bytes only of a string instruction.
         let (instruction, instruction_byte_count) = if info.string() {
             instruction(self, vp, processor)

@@ -1,0 +1,97 @@
+//! Messages, events and interrupts: of the guest to connections, and of VTL2 to the guest.
+
+use super::calls::{Caller, check_partition};
+use crate::partition::Processor;
+use crate::partition::guest::{lapic, synic};
+use crate::vtl::Vtl;
+use hv_defs::hypercall::{HvStatus, HypercallCode};
+use hv_defs::synic::{
+    AssertVirtualInterrupt, PostMessage, PostMessageDirect, SignalEvent, SignalEventDirect,
+    SignalEventDirectOutput,
+};
+use ::synic::{Connections, DirectEvent, DirectMessage};
+
+/// Nobody has a port: VTL2 has no SynIC that the guest's connections could lead to.
+const CONNECTIONS: Connections<'_> = Connections(&[]);
+
+pub(super) fn post_message<P: Processor>(
+    caller: &mut Caller<'_, P>,
+    input: &PostMessage,
+) -> Result<(), HvStatus> {
+    let vtl = caller.vp.vtl.number();
+    let result = CONNECTIONS.message(vtl, input).map(|_| ());
+    unknown_connection(caller, result)
+}
+
+pub(super) fn signal_event<P: Processor>(
+    caller: &mut Caller<'_, P>,
+    input: &SignalEvent,
+) -> Result<(), HvStatus> {
+    let vtl = caller.vp.vtl.number();
+    let result = CONNECTIONS.event(vtl, input).map(|_| ());
+    unknown_connection(caller, result)
+}
+
+/// Lets VTL2 look at what the guest sends to a connection that the host does not know.
+fn unknown_connection<P: Processor>(
+    caller: &mut Caller<'_, P>,
+    result: Result<(), HvStatus>,
+) -> Result<(), HvStatus> {
+    caller.intercepted = result == Err(HvStatus::INVALID_CONNECTION_ID)
+        && caller.vp.vtl == Vtl::GUEST
+        && caller.partition.intercepts().unknown_connection();
+    result
+}
+
+/// Lets VTL2 look at a call of the guest that the host does not know, if it wants to.
+pub(super) fn unknown_call<P: Processor>(caller: &mut Caller<'_, P>, code: HypercallCode) {
+    let intercepts = caller.partition.intercepts();
+    let wanted = intercepts.hypercall()
+        || code == HypercallCode::RETARGET_DEVICE_INTERRUPT && intercepts.retarget_interrupt();
+    caller.intercepted = wanted && caller.vp.vtl == Vtl::GUEST;
+}
+
+pub(super) fn post_message_direct<P: Processor>(
+    caller: &Caller<'_, P>,
+    input: &PostMessageDirect,
+) -> Result<(), HvStatus> {
+    check_partition(input.partition_id)?;
+    let direct = DirectMessage::new(input)?;
+    check_target(direct.vtl)?;
+    let vp = caller.target_vp(direct.vp_index)?;
+    synic::post_direct(caller.partition, caller.processor, vp, &direct)
+}
+
+pub(super) fn signal_event_direct<P: Processor>(
+    caller: &Caller<'_, P>,
+    input: &SignalEventDirect,
+) -> Result<SignalEventDirectOutput, HvStatus> {
+    check_partition(input.partition_id)?;
+    let direct = DirectEvent::new(input)?;
+    check_target(direct.vtl)?;
+    let vp = caller.target_vp(direct.vp_index)?;
+    let newly = synic::signal_direct(caller.partition, caller.processor, vp, &direct)?;
+    Ok(SignalEventDirectOutput {
+        newly_signaled: newly.into(),
+        rsvd: [0; 7],
+    })
+}
+
+pub(super) fn assert_virtual_interrupt<P: Processor>(
+    caller: &Caller<'_, P>,
+    input: &AssertVirtualInterrupt,
+) -> Result<(), HvStatus> {
+    check_partition(input.partition_id)?;
+    check_target(input.target_vtl)?;
+    let apics = lapic::apics(caller.partition, caller.processor);
+    vapic::assert_virtual_interrupt(&apics, input)
+}
+
+/// Only the guest has interrupt controllers of the host's.
+fn check_target(vtl: u8) -> Result<(), HvStatus> {
+    match Vtl::new(vtl) {
+        Some(Vtl::GUEST) => Ok(()),
+        Some(_) => Err(HvStatus::ACCESS_DENIED),
+        None => Err(HvStatus::INVALID_PARAMETER),
+    }
+}

@@ -1,0 +1,166 @@
+//! The SynIC of VTL0: crate `synic`, and the VP that it belongs to.
+//!
+//! It stands behind a lock, because VTL2 posts to any VP from any other. The lock is held
+//! while the guest's pages are written; interrupts are posted to the APIC afterwards.
+//! Time is the partition's reference time.
+
+use super::lapic;
+use crate::guest_memory::{GuestMemory, RamAccess};
+use crate::partition::{Partition, Processor, Vp};
+use crate::svm::vmcb::Exception;
+use crate::vtl::Vtl;
+use hv_defs::hypercall::HvStatus;
+use synic::{DirectEvent, DirectMessage, GuestPages, MsrError, NotMapped, Raised, Synic};
+use vapic::Apics;
+
+impl<R: RamAccess + ?Sized> GuestPages for GuestMemory<'_, R> {
+    fn load(&self, gpa: u64) -> Result<u32, NotMapped> {
+        self.load_word(gpa).map_err(|_| NotMapped { gpa })
+    }
+
+    fn store(&self, gpa: u64, value: u32) -> Result<(), NotMapped> {
+        self.store_word(gpa, value).map_err(|_| NotMapped { gpa })
+    }
+
+    fn set_bits(&self, gpa: u64, bits: u32) -> Result<u32, NotMapped> {
+        self.set_word_bits(gpa, bits).map_err(|_| NotMapped { gpa })
+    }
+
+    fn write(&self, gpa: u64, data: &[u8]) -> Result<(), NotMapped> {
+        GuestMemory::write(self, gpa, data).map_err(|_| NotMapped { gpa })
+    }
+}
+
+/// Works on the SynIC of a VP at reference time, and posts what that has raised.
+fn with<P: Processor, T, E>(
+    partition: &Partition,
+    processor: &P,
+    vp: u32,
+    work: impl FnOnce(&mut Synic, u64, &GuestMemory<'_, P>) -> Result<(T, Raised), E>,
+) -> Result<T, E> {
+    let now = partition.reference_time(processor);
+    let memory = partition.memory(Vtl::GUEST, processor);
+    let (result, raised) = {
+        let mut synic = partition.slots[vp as usize].synic.lock();
+        work(&mut synic, now, &memory)?
+    };
+    let apics = lapic::apics(partition, processor);
+    // Proxied and intercepted arrivals are not offered to VTL2.
+    for vector in raised.interrupts.iter() {
+        if apics.shared(vp).post(vector, false) {
+            apics.kick(vp);
+        }
+    }
+    Ok(result)
+}
+
+/// As [`with`], where nothing can fail.
+fn update<P: Processor>(
+    partition: &Partition,
+    processor: &P,
+    vp: u32,
+    work: impl FnOnce(&mut Synic, u64, &GuestMemory<'_, P>) -> Raised,
+) {
+    let done: Result<(), core::convert::Infallible> =
+        with(partition, processor, vp, |synic, now, memory| {
+            Ok(((), work(synic, now, memory)))
+        });
+    let Ok(()) = done;
+}
+
+/// Expires the timers of a VP.
+pub fn poll(partition: &Partition, vp: &Vp, processor: &impl Processor) {
+    update(partition, processor, vp.index, |synic, now, memory| {
+        // Most VPs have none.
+        match synic.next_deadline() {
+            Some(deadline) if deadline <= now => synic.poll(now, memory),
+            _ => Raised::default(),
+        }
+    });
+}
+
+/// TSC at which to [`poll`] next.
+pub fn next_deadline(partition: &Partition, vp: &Vp) -> Option<u64> {
+    let synic = partition.slots[vp.index as usize].synic.lock();
+    let deadline = synic.next_deadline()?;
+    Some(partition.time.tsc_at(deadline))
+}
+
+/// The guest has ended an interrupt: messages that wait get another chance.
+pub fn end_of_interrupt(partition: &Partition, vp: &Vp, processor: &impl Processor) {
+    update(partition, processor, vp.index, |synic, now, memory| {
+        if synic.waits() {
+            synic.end_of_interrupt(now, memory)
+        } else {
+            Raised::default()
+        }
+    });
+}
+
+/// RDMSR of an MSR that `synic` owns.
+pub fn read_msr(partition: &Partition, vp: &Vp, msr: u32) -> Result<u64, Exception> {
+    let synic = partition.slots[vp.index as usize].synic.lock();
+    let value = synic.read_msr(msr);
+    value.map_err(|MsrError { .. }| Exception::GeneralProtection)
+}
+
+/// WRMSR of an MSR that `synic` owns.
+pub fn write_msr(
+    partition: &Partition,
+    vp: &mut Vp,
+    processor: &impl Processor,
+    msr: u32,
+    value: u64,
+) -> Result<(), Exception> {
+    let auto_eoi = with(partition, processor, vp.index, |synic, now, memory| {
+        let raised = synic.write_msr(msr, value, now, memory)?;
+        Ok((synic.auto_eoi_vectors(), raised))
+    })
+    .map_err(|MsrError { .. }| Exception::GeneralProtection)?;
+    vp.lapic.set_auto_eoi(auto_eoi);
+    Ok(())
+}
+
+/// HvCallPostMessageDirect to a VP.
+pub fn post_direct(
+    partition: &Partition,
+    processor: &impl Processor,
+    vp: u32,
+    direct: &DirectMessage,
+) -> Result<(), HvStatus> {
+    with(partition, processor, vp, |synic, _, memory| {
+        let raised = synic.post_direct(direct.sint, &direct.message, memory)?;
+        Ok(((), raised))
+    })
+}
+
+/// HvCallSignalEventDirect to a VP; true if the flag was clear.
+pub fn signal_direct(
+    partition: &Partition,
+    processor: &impl Processor,
+    vp: u32,
+    direct: &DirectEvent,
+) -> Result<bool, HvStatus> {
+    with(partition, processor, vp, |synic, _, memory| {
+        synic.signal(direct.sint, direct.flag, memory)
+    })
+}
+
+/// VTL2 wants to hear when these sources of the VP can take a message.
+pub fn await_ready(partition: &Partition, vp: &Vp, sints: u16) {
+    partition.slots[vp.index as usize]
+        .synic
+        .lock()
+        .await_ready(sints);
+}
+
+/// Which of them can now, once.
+pub fn take_ready(partition: &Partition, vp: &Vp, processor: &impl Processor) -> u16 {
+    let memory = partition.memory(Vtl::GUEST, processor);
+    let mut synic = partition.slots[vp.index as usize].synic.lock();
+    if synic.waits() {
+        synic.take_ready(&memory)
+    } else {
+        0
+    }
+}
