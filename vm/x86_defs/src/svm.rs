@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::upper_case_acronyms,
+    non_camel_case_types,
     reason = "exit codes have the manual's names"
 )]
 

@@ -1,6 +1,6 @@
 //! The calls themselves. Their input has been copied and has the size of their form.
 
-use super::{registers, translate};
+use super::{direct, registers, translate};
 use crate::guest_memory::GuestMemory;
 use crate::log_text;
 use crate::nested::{Access, ProtectError};
@@ -133,9 +133,17 @@ pub(super) fn simple<P: Processor>(
             caller.end = Some(ExitReason::PowerOff);
             Ok(())
         }
-        // There is no SynIC: nothing is connected to anything.
-        HypercallCode::POST_MESSAGE | HypercallCode::SIGNAL_EVENT => {
-            Err(HvStatus::INVALID_CONNECTION_ID)
+        HypercallCode::POST_MESSAGE => direct::post_message(caller, &parse(input)?),
+        HypercallCode::SIGNAL_EVENT => direct::signal_event(caller, &parse(input)?),
+        HypercallCode::POST_MESSAGE_DIRECT => direct::post_message_direct(caller, &parse(input)?),
+        HypercallCode::SIGNAL_EVENT_DIRECT => {
+            let result = direct::signal_event_direct(caller, &parse(input)?)?;
+            result
+                .write_to(output)
+                .map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
+        }
+        HypercallCode::ASSERT_VIRTUAL_INTERRUPT => {
+            direct::assert_virtual_interrupt(caller, &parse(input)?)
         }
         _ => Err(HvStatus::INVALID_HYPERCALL_CODE),
     }

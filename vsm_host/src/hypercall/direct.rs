@@ -4,12 +4,12 @@ use super::calls::{Caller, check_partition};
 use crate::partition::Processor;
 use crate::partition::guest::{lapic, synic};
 use crate::vtl::Vtl;
+use ::synic::{Connections, DirectEvent, DirectMessage};
 use hv_defs::hypercall::{HvStatus, HypercallCode};
 use hv_defs::synic::{
     AssertVirtualInterrupt, PostMessage, PostMessageDirect, SignalEvent, SignalEventDirect,
     SignalEventDirectOutput,
 };
-use ::synic::{Connections, DirectEvent, DirectMessage};
 
 /// Nobody has a port: VTL2 has no SynIC that the guest's connections could lead to.
 const CONNECTIONS: Connections<'_> = Connections(&[]);

@@ -23,7 +23,10 @@ use hv_defs::hypercall::{
 };
 use hv_defs::intercept::InstallIntercept;
 use hv_defs::registers::HvRegisterAssoc;
-use hv_defs::synic::{PostMessage, SignalEvent};
+use hv_defs::synic::{
+    AssertVirtualInterrupt, PostMessage, PostMessageDirect, SignalEvent, SignalEventDirect,
+    SignalEventDirectOutput,
+};
 pub(crate) use registers::check_vsm_config;
 use vsm_host_defs::ExitReason;
 
@@ -117,7 +120,7 @@ const VALUE: usize = size_of::<u128>();
 const ASSOC: usize = size_of::<HvRegisterAssoc>();
 
 /// The calls that exist.
-const FORMS: [Form; 11] = [
+const FORMS: [Form; 14] = [
     Form::new::<ModifyVtlProtectionMask>(Code::MODIFY_VTL_PROTECTION_MASK).repeated(8, 0),
     Form::new::<EnableVpVtl>(Code::ENABLE_VP_VTL),
     Form::new::<InstallIntercept>(Code::INSTALL_INTERCEPT),
@@ -129,6 +132,9 @@ const FORMS: [Form; 11] = [
         .output::<TranslateVirtualAddressOutput>(),
     Form::new::<PostMessage>(Code::POST_MESSAGE).guest(),
     Form::new::<SignalEvent>(Code::SIGNAL_EVENT).fast().guest(),
+    Form::new::<AssertVirtualInterrupt>(Code::ASSERT_VIRTUAL_INTERRUPT),
+    Form::new::<SignalEventDirect>(Code::SIGNAL_EVENT_DIRECT).output::<SignalEventDirectOutput>(),
+    Form::new::<PostMessageDirect>(Code::POST_MESSAGE_DIRECT),
     Form::new::<EnterSleepState>(Code::ENTER_SLEEP_STATE).fast(),
     Form::new::<EnableVpVtl>(Code::START_VIRTUAL_PROCESSOR),
     Form::new::<GetVpIndexFromApicId>(Code::GET_VP_INDEX_FROM_APIC_ID)

@@ -43,6 +43,7 @@ use mailbox::{Mailbox, Sleeper};
 use msrs::Mtrrs;
 use overlay::Overlay;
 use spin::Mutex;
+use synic::Synic;
 use vsm_host_defs::ExitReason;
 use x86_defs::svm::{ExitCode, Vmcb};
 
@@ -160,6 +161,8 @@ struct VpSlot {
     nmi: nmi::Target,
     /// The part of VTL0's local APIC that all VPs use.
     lapic: vapic::Shared,
+    /// VTL0's SynIC; large.
+    synic: Mutex<Box<Synic>>,
     /// Whether the VP is in VTL0.
     presence: Presence,
     /// VTLs that are enabled on it, by index.
@@ -180,6 +183,7 @@ impl Partition {
                 mailbox: Mailbox::new(),
                 nmi: nmi::Target::new(apic_id),
                 lapic: GuestApic::new(index, config.frequencies).shared(),
+                synic: Mutex::new(Box::new(Synic::new())),
                 presence: Presence::new(),
                 enabled: Mutex::default(),
                 start: Mutex::default(),

@@ -253,12 +253,7 @@ impl Partition {
     }
 
     /// Lets VTL2 answer a hypercall.
-    fn intercept_hypercall(
-        &self,
-        vp: &mut Vp,
-        processor: &impl Processor,
-        next_rip: u64,
-    ) -> Next {
+    fn intercept_hypercall(&self, vp: &mut Vp, processor: &impl Processor, next_rip: u64) -> Next {
         let length = next_rip.wrapping_sub(vp.vmcb().save.rip);
         let payload = HypercallIntercept {
             header: header(vp, AccessType::EXECUTE, length),

@@ -15,7 +15,7 @@
 //! [`Entry::Idle`]. What they do to the registers is done where the registers are needed:
 //! before the entry, or when VTL2 looks at them ([`sync_registers`]).
 
-use super::Entry;
+use super::{Entry, synic};
 use crate::clock::Frequencies;
 use crate::guest_memory::GuestMemory;
 use crate::partition::{Partition, Processor, Vp, gpr};
@@ -185,6 +185,7 @@ pub fn before_entry(partition: &Partition, vp: &mut Vp, processor: &impl Process
     let slot = &partition.slots[vp.index as usize];
     let tsc_hz = partition.config.frequencies.tsc_hz;
     loop {
+        synic::poll(partition, vp, processor);
         collect(partition, vp);
         apply_collected(vp, processor, true);
         // VTL2 may have written it.
@@ -196,7 +197,8 @@ pub fn before_entry(partition: &Partition, vp: &mut Vp, processor: &impl Process
         let plan = vp.lapic.apic.plan(cpu, &mut assist);
         let retry = carry_out(vp, plan).then(|| now.saturating_add(tsc_hz / NMI_RETRY_HZ));
         let deadline = vp.lapic.apic.next_deadline(now);
-        let deadline = deadline.into_iter().chain(retry).min();
+        let of_synic = synic::next_deadline(partition, vp);
+        let deadline = [deadline, retry, of_synic].into_iter().flatten().min();
         if processor.arm_timer(vp.index, deadline) {
             continue;
         }

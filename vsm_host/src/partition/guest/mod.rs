@@ -11,9 +11,11 @@
 mod exits;
 pub mod lapic;
 mod message;
+pub(crate) mod msrs;
 pub(crate) mod protections;
 mod registers;
 mod switch;
+pub mod synic;
 
 /// What the host knows of a VP's guest beside its registers.
 #[derive(Default)]

@@ -4,9 +4,7 @@
 use super::{lapic, synic};
 use crate::partition::{Next, Partition, Processor, Vp, msrs};
 use crate::svm::vmcb::Exception;
-use hv_defs::msr::{
-    HV_X64_MSR_CRASH_CTL, HV_X64_MSR_CRASH_P0, HV_X64_MSR_EOI, HV_X64_MSR_RESET,
-};
+use hv_defs::msr::{HV_X64_MSR_CRASH_CTL, HV_X64_MSR_CRASH_P0, HV_X64_MSR_EOI, HV_X64_MSR_RESET};
 use x86_defs::apic::X2APIC_MSR_FIRST;
 
 /// The end of an interrupt in x2APIC mode.
@@ -64,7 +62,10 @@ impl Default for Written {
 /// Whether the guest tells the end of its software by this MSR, or asks for a reset: that
 /// concerns VTL2.
 fn is_of_interest(msr: u32) -> bool {
-    matches!(msr, HV_X64_MSR_RESET | HV_X64_MSR_CRASH_P0..=HV_X64_MSR_CRASH_CTL)
+    matches!(
+        msr,
+        HV_X64_MSR_RESET | HV_X64_MSR_CRASH_P0..=HV_X64_MSR_CRASH_CTL
+    )
 }
 
 /// RDMSR.
@@ -101,9 +102,7 @@ pub(crate) fn write(
         if matches!(msr, HV_X64_MSR_EOI | X2APIC_MSR_EOI) {
             synic::end_of_interrupt(partition, vp, processor);
         }
-        return result
-            .map(|ended| Written { ended, ..written })
-            .into();
+        return result.map(|ended| Written { ended, ..written }).into();
     }
     if ::synic::owns_msr(msr) {
         let result = synic::write_msr(partition, vp, processor, msr, value);

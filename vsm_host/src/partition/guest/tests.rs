@@ -3,6 +3,7 @@ use crate::partition::tests::{CODE, FakeProcessor, setup};
 use crate::partition::{Next, Partition, Vp, gpr};
 use crate::vtl::Vtl;
 use core::mem::offset_of;
+use hv_defs::HV_PARTITION_ID_SELF;
 use hv_defs::intercept::*;
 use hv_defs::msr::OverlayPage;
 use hv_defs::register_page::{HvX64RegisterPage, RegisterPageDirty};
@@ -27,7 +28,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// VTL2 has named its pages.
+    /// VTL2 has named its pages and wants all ports.
     fn new() -> Self {
         let (partition, mut vp, processor) = setup();
         let page = |address: u64| {
@@ -39,6 +40,13 @@ impl Machine {
             .set_assist_page(&mut vp, &processor, page(ASSIST))
             .unwrap();
         vp.vtls[Vtl::PARAVISOR.index()].register_page = page(REGISTERS);
+        let all_ports = InstallIntercept {
+            partition_id: HV_PARTITION_ID_SELF,
+            access: AccessMask::new().with_read(true).with_write(true),
+            intercept_type: InterceptType::X64_IO_PORT_RANGE,
+            parameter: 0xffff_0000,
+        };
+        partition.intercepts().install(&all_ports).unwrap();
         Self {
             partition,
             vp,
