@@ -7,5 +7,6 @@ mod compare;
 mod elf;
 mod guest;
 mod hostile;
+mod linux_direct;
 mod manifest;
 mod synthetic;

@@ -67,6 +67,7 @@ pub struct LoadPlan<'a> {
     page_tables: Option<RewrittenTables>,
     parameters: Vec<Parameter>,
     context: StartContext,
+    vtl: u8,
     vtl2_memory: MemoryRange,
     offset: i64,
 }
@@ -107,7 +108,12 @@ impl LoadPlan<'_> {
         }
     }
 
-    /// What VP 0 starts VTL2 with.
+    /// The VTL that VP 0 starts in: 2, or 0 for a guest without a paravisor.
+    pub fn vtl(&self) -> u8 {
+        self.vtl
+    }
+
+    /// What VP 0 starts with.
     pub fn context(&self) -> &StartContext {
         &self.context
     }
@@ -122,7 +128,7 @@ impl LoadPlan<'_> {
         &self.parameters
     }
 
-    /// RAM of VTL2.
+    /// RAM of VTL2; empty without a paravisor.
     pub fn vtl2_memory(&self) -> MemoryRange {
         self.vtl2_memory
     }
@@ -150,11 +156,12 @@ pub fn plan<'a>(
     }
     let mut image = scan::scan(header::File::parse(file)?)?;
     let Some((context_place, mut context)) = image.context else {
-        let expected = "a VpContext directive for VP 0 in VTL2";
+        let expected = "a VpContext directive for VP 0";
         return Err(Reason::Field("VP context").at(Place::File, "none", expected));
     };
     relocation::check_overlaps(&mut image.runs)?;
     let layout = Layout {
+        vtl: image.vtl,
         regions: &image.regions,
         page_tables: image.page_tables.as_ref(),
         required: &image.required,
@@ -184,10 +191,10 @@ pub fn plan<'a>(
     }
     let start = StartContext::new(*state)
         .map_err(|error| Reason::Context.at(context_place, error, "what the processor takes"))?;
-    if !vtl2_memory.contains(state.rip) {
+    check_entry(image.vtl, state.rip, vtl2_memory, machine).map_err(|expected| {
         let reason = Reason::Register(HvRegisterName::RIP);
-        return Err(reason.at(context_place, state.rip, Detail::Within(vtl2_memory)));
-    }
+        reason.at(context_place, state.rip, expected)
+    })?;
     let parameters = Parameters {
         machine,
         vtl2_memory,
@@ -203,6 +210,7 @@ pub fn plan<'a>(
     });
     Ok(LoadPlan {
         parameters: deposits.collect::<Result<_, ImageError>>()?,
+        vtl: image.vtl,
         runs: image.runs,
         page_tables,
         context: StartContext {
@@ -213,6 +221,24 @@ pub fn plan<'a>(
         vtl2_memory,
         offset,
     })
+}
+
+/// Whether the first instruction is in memory of the VTL that starts, or where that is.
+fn check_entry(
+    vtl: u8,
+    rip: u64,
+    vtl2_memory: MemoryRange,
+    machine: &MachineInfo,
+) -> Result<(), Detail> {
+    let inside = match vtl {
+        0 => machine.ram_runs().iter().any(|ram| ram.contains(rip)),
+        _ => vtl2_memory.contains(rip),
+    };
+    match (inside, vtl) {
+        (true, _) => Ok(()),
+        (false, 0) => Err("an address in RAM".into()),
+        (false, _) => Err(Detail::Within(vtl2_memory)),
+    }
 }
 
 /// Makes one parameter and checks that it fits.

@@ -15,6 +15,7 @@ use hv_defs::vp_context::HvInitialVpContext;
 /// What the file says about places.
 #[derive(Clone, Copy)]
 pub(crate) struct Layout<'a> {
+    pub(crate) vtl: u8,
     pub(crate) regions: &'a [Region],
     pub(crate) page_tables: Option<&'a PageTableRegion>,
     pub(crate) required: &'a [Required],
@@ -37,6 +38,9 @@ impl Layout<'_> {
         options: &Options<'_>,
         runs: &[Run<'_>],
     ) -> Result<Placement, ImageError> {
+        if self.vtl == 0 {
+            return self.stay(machine, options);
+        }
         let vtl2_memory = self.vtl2_memory(options)?;
         let mut moved = Vec::from_iter(self.moving().chain([vtl2_memory]));
         normalize(&mut moved);
@@ -69,6 +73,40 @@ impl Layout<'_> {
             offset,
             vtl2_memory: vtl2_memory.moved(offset).unwrap_or(vtl2_memory),
             moved,
+        })
+    }
+
+    /// A guest without a paravisor has all memory, and begins where it was built for:
+    /// whoever has built it has told it where memory is.
+    fn stay(&self, machine: &MachineInfo, options: &Options<'_>) -> Result<Placement, ImageError> {
+        let expected = "none, because there is no VTL2";
+        if let Some(size) = options.vtl2_memory {
+            let reason = Reason::Field("vtl2_memory=");
+            return Err(reason.at(Place::Machine, size, expected));
+        }
+        let regions = self
+            .regions
+            .iter()
+            .map(|region| (region.place, region.range));
+        let tables = self
+            .page_tables
+            .iter()
+            .map(|tables| (tables.place, tables.range));
+        if let Some((place, range)) = regions.chain(tables).next() {
+            return Err(Reason::Field("relocatable region").at(place, range, expected));
+        }
+        let ram = machine.ram_runs();
+        for required in self.required {
+            let expected = "none that VTL2 protects, because there is no VTL2";
+            if required.vtl2_protectable {
+                return Err(Reason::Vtl2Memory.at(required.place, required.range, expected));
+            }
+            not_ram(required.place, required.range, &ram, machine).map_or(Ok(()), Err)?;
+        }
+        Ok(Placement {
+            offset: 0,
+            vtl2_memory: MemoryRange::new(0, 0),
+            moved: Vec::new(),
         })
     }
 

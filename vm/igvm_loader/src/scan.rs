@@ -14,13 +14,13 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 type Result<T = ()> = core::result::Result<T, ImageError>;
 
-/// The VTL that the host starts.
-pub(crate) const VTL2: u8 = 2;
+/// The VTL that the host starts: the guest alone, or the paravisor.
+pub(crate) const HIGHEST_VTLS: [u8; 2] = [0, 2];
 /// End of the lower half of virtual addresses: images are identity-mapped.
 const ADDRESS_LIMIT: u64 = 1 << 47;
 const LARGE_PAGE: u64 = 2 << 20;
 /// What the host offers.
-const PLATFORM: &str = "VSM_ISOLATION with highest VTL 2";
+const PLATFORM: &str = "VSM_ISOLATION with highest VTL 0 or 2";
 /// Limits on what is kept, so that a hostile file cannot fill the host's heap. Pages that
 /// follow one another in the file and in memory count once.
 const MAX_RUNS: u64 = 1 << 16;
@@ -30,6 +30,8 @@ const MAX_REGIONS: u64 = 64;
 /// What counts for this platform.
 #[derive(Debug, Default)]
 pub(crate) struct Image<'a> {
+    /// The VTL that starts.
+    pub(crate) vtl: u8,
     pub(crate) regions: Vec<Region>,
     pub(crate) page_tables: Option<PageTableRegion>,
     pub(crate) required: Vec<Required>,
@@ -183,12 +185,6 @@ fn range(header: &Header<'_>, gpa: u64, size: u64) -> Result<MemoryRange> {
     Ok(range)
 }
 
-/// The image has a context for VP 0 in VTL2 only, so that is what registers belong to.
-fn expect_vp0(header: &Header<'_>, vp_index: u16, vtl: u8) -> Result {
-    header.equal("VP index", vp_index.into(), 0)?;
-    header.equal("VTL", vtl.into(), VTL2.into())
-}
-
 impl<'a> Scan<'a> {
     /// Takes the platform if it is ours; else keeps the reason why it is not.
     fn platform(&mut self, header: &Header<'_>) -> Result {
@@ -215,10 +211,20 @@ impl<'a> Scan<'a> {
         header.ensure(self.mask == 0, Overlap, "the platform again", "it once")?;
         let version = IGVM_VSM_ISOLATION_PLATFORM_VERSION.into();
         header.equal("platform version", raw.platform_version.into(), version)?;
-        header.equal("highest VTL", raw.highest_vtl.into(), VTL2.into())?;
+        let vtl = raw.highest_vtl;
+        let right = HIGHEST_VTLS.contains(&vtl);
+        header.ensure(right, Field("highest VTL"), u64::from(vtl), "0 or 2")?;
         header.equal("shared GPA boundary", raw.shared_gpa_boundary, 0)?;
         self.mask = mask;
+        self.image.vtl = vtl;
         Ok(())
+    }
+
+    /// The image has a context for VP 0 in its highest VTL only, so that is what registers
+    /// belong to.
+    fn expect_vp0(&self, header: &Header<'_>, vp_index: u16, vtl: u8) -> Result {
+        header.equal("VP index", vp_index.into(), 0)?;
+        header.equal("VTL", vtl.into(), self.image.vtl.into())
     }
 
     /// An initialization header or directive.
@@ -286,7 +292,7 @@ impl<'a> Scan<'a> {
         );
         let known = IGVM_VHF_RELOCATABLE_REGION_IS_VTL2 | rip | gdtr;
         header.reserved((raw.flags & !known).into())?;
-        expect_vp0(header, raw.vp_index, raw.vtl)?;
+        self.expect_vp0(header, raw.vp_index, raw.vtl)?;
         let alignment = raw.relocation_alignment;
         let right = alignment.is_power_of_two() && alignment < ADDRESS_LIMIT;
         let expected = "a power of two from 0x1000";
@@ -313,7 +319,7 @@ impl<'a> Scan<'a> {
 
     fn page_tables(&mut self, header: &Header<'_>, raw: IGVM_VHS_PAGE_TABLE_RELOCATION) -> Result {
         header.reserved(raw.reserved.into())?;
-        expect_vp0(header, raw.vp_index, raw.vtl)?;
+        self.expect_vp0(header, raw.vp_index, raw.vtl)?;
         let range = range(header, raw.gpa, raw.size)?;
         let (used, most) = (raw.used_size, raw.size);
         header.aligned("used size", used, PAGE_SIZE)?;
@@ -481,7 +487,7 @@ impl<'a> Scan<'a> {
     fn vp_context(&mut self, header: &Header<'_>, raw: IGVM_VHS_VP_CONTEXT) -> Result {
         let first = self.image.context.is_none();
         header.ensure(first, Overlap, "a second VP context", "one")?;
-        let context = vp_context::parse(&self.file, header, &raw)?;
+        let context = vp_context::parse(&self.file, header, &raw, self.image.vtl)?;
         self.image.context = Some((header.place, context));
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Loading of right files; `refusals` has the wrong ones.
 
+mod alone;
 mod harmless;
 pub(crate) mod image;
 mod refusals;

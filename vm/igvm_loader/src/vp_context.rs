@@ -1,9 +1,8 @@
-//! The registers that VP 0 starts VTL2 with.
+//! The registers that VP 0 starts with.
 
 use super::error::Detail::AtLeast;
 use super::error::{ImageError, Reason};
 use super::header::{File, Header};
-use super::scan::VTL2;
 use crate::start_context::Gprs;
 
 use hv_defs::registers::HvRegisterName as Name;
@@ -102,6 +101,7 @@ pub(crate) fn parse(
     file: &File<'_>,
     header: &Header<'_>,
     directive: &IGVM_VHS_VP_CONTEXT,
+    vtl: u8,
 ) -> Result<InitialContext, ImageError> {
     header.equal("VP index", directive.vp_index.into(), 0)?;
     header.reserved(directive.reserved.into())?;
@@ -117,7 +117,7 @@ pub(crate) fn parse(
     let mut context = InitialContext::reset();
     for register in registers {
         let name = Name(register.register_name.get());
-        header.equal("VTL of a register", register.vtl.into(), VTL2.into())?;
+        header.equal("VTL of a register", register.vtl.into(), vtl.into())?;
         header.reserved(register.mbz.iter().map(|byte| u64::from(*byte)).sum())?;
         let expected = "a general purpose, control, segment, table or MTRR register";
         let known = context.set(name, register.register_value);
