@@ -25,6 +25,10 @@ mod power;
 mod report;
 mod saved;
 mod serial;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod vp;
 
 pub(crate) use payload::DIRECTORY;

@@ -1,0 +1,298 @@
+//! A partition whose guest is a script.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use virt::Access;
+use virt::Context;
+use virt::CpuidExit;
+use virt::Error;
+use virt::Exception;
+use virt::Exit;
+use virt::GuestMemory;
+use virt::Instruction;
+use virt::InterruptRequest;
+use virt::MsrExit;
+use virt::Partition;
+use virt::PortExit;
+use virt::Registers;
+use virt::Segment;
+use virt::Start;
+use virt::Vp;
+use virt::VpState;
+use vm_loader::GpaRange;
+
+/// Bytes of the guest's RAM.
+pub(super) const RAM: u64 = 16 << 20;
+
+/// What a VP does next; `None`: nothing more, it waits to be cancelled.
+type Script = Box<dyn FnMut() -> Option<Exit> + Send>;
+
+/// What was done to a VP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    Port(u32),
+    Msr(u64),
+    Cpuid([u32; 4]),
+    Injected(Exception),
+    /// A reset; true: it starts at once.
+    Reset(bool),
+}
+
+pub(super) struct FakePartition {
+    memory: GuestMemory,
+    vps: Vec<Mutex<FakeState>>,
+    changed: Condvar,
+    pub(super) interrupts: Mutex<Vec<InterruptRequest>>,
+}
+
+#[derive(Default)]
+pub(super) struct FakeState {
+    script: Option<Script>,
+    /// Returned again until it is completed.
+    pending: Option<Exit>,
+    cancelled: bool,
+    pub(super) done: Vec<Done>,
+    pub(super) registers: Registers,
+    /// Calls by this name fail.
+    pub(super) faults: HashMap<&'static str, &'static str>,
+    pub(super) runs: u64,
+}
+
+impl FakePartition {
+    pub(super) fn new(vps: usize) -> Arc<Self> {
+        let ram = GpaRange::new(0, RAM).unwrap();
+        Arc::new(Self {
+            memory: GuestMemory::anonymous(&[ram]).unwrap(),
+            vps: (0..vps).map(|_| Mutex::default()).collect(),
+            changed: Condvar::new(),
+            interrupts: Mutex::default(),
+        })
+    }
+
+    pub(super) fn vp(&self, vp: usize) -> MutexGuard<'_, FakeState> {
+        self.vps[vp].lock().unwrap()
+    }
+
+    /// Lets `vp` do what `exits` say, one after the other.
+    pub(super) fn script(&self, vp: usize, exits: impl IntoIterator<Item = Exit>) {
+        let mut exits: Vec<_> = exits.into_iter().collect();
+        exits.reverse();
+        self.play(vp, move || exits.pop());
+    }
+
+    pub(super) fn play(&self, vp: usize, script: impl FnMut() -> Option<Exit> + Send + 'static) {
+        self.vp(vp).script = Some(Box::new(script));
+        self.changed.notify_all();
+    }
+
+    fn fault(&self, vp: usize, call: &'static str) -> Result<(), Error> {
+        match self.vp(vp).faults.get(call) {
+            Some(text) => Err(Error::Backend((*text).into())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Partition for FakePartition {
+    fn vp_count(&self) -> u32 {
+        self.vps.len() as u32
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn assert_interrupt(&self, request: &InterruptRequest) -> Result<(), Error> {
+        self.interrupts.lock().unwrap().push(*request);
+        Ok(())
+    }
+
+    fn reference_time(&self) -> u64 {
+        0
+    }
+
+    fn cancel(&self, vp: u32) {
+        self.vp(vp as usize).cancelled = true;
+        self.changed.notify_all();
+    }
+
+    fn bind(self: Arc<Self>, vp: u32) -> Result<Box<dyn Vp>, Error> {
+        self.fault(vp as usize, "bind")?;
+        Ok(Box::new(FakeVp {
+            partition: self,
+            index: vp as usize,
+        }))
+    }
+}
+
+struct FakeVp {
+    partition: Arc<FakePartition>,
+    index: usize,
+}
+
+impl FakeVp {
+    fn complete(&self, done: Done) -> Result<(), Error> {
+        self.partition.fault(self.index, "complete")?;
+        let mut state = self.partition.vp(self.index);
+        state.pending = None;
+        state.done.push(done);
+        Ok(())
+    }
+}
+
+impl Vp for FakeVp {
+    fn index(&self) -> u32 {
+        self.index as u32
+    }
+
+    fn run(&mut self) -> Result<Exit, Error> {
+        self.partition.fault(self.index, "run")?;
+        let mut state = self.partition.vp(self.index);
+        state.runs += 1;
+        loop {
+            if std::mem::take(&mut state.cancelled) {
+                return Ok(Exit::Cancelled);
+            }
+            if state.pending.is_none() {
+                state.pending = state.script.as_mut().and_then(|script| script());
+            }
+            match state.pending {
+                // Nobody completes these.
+                Some(exit @ (Exit::Eoi { .. } | Exit::Halt | Exit::Cancelled)) => {
+                    state.pending = None;
+                    return Ok(exit);
+                }
+                Some(exit) => return Ok(exit),
+                None => state = self.partition.changed.wait(state).unwrap(),
+            }
+        }
+    }
+
+    fn complete_port(&mut self, _exit: &PortExit, value: u32) -> Result<(), Error> {
+        self.complete(Done::Port(value))
+    }
+
+    fn complete_msr(&mut self, _exit: &MsrExit, value: u64) -> Result<(), Error> {
+        self.complete(Done::Msr(value))
+    }
+
+    fn complete_cpuid(&mut self, _exit: &CpuidExit, values: [u32; 4]) -> Result<(), Error> {
+        self.complete(Done::Cpuid(values))
+    }
+
+    fn inject(&mut self, exception: Exception) -> Result<(), Error> {
+        self.complete(Done::Injected(exception))
+    }
+
+    fn registers(&mut self) -> Result<Registers, Error> {
+        Ok(self.partition.vp(self.index).registers)
+    }
+
+    fn set_registers(&mut self, registers: &Registers) -> Result<(), Error> {
+        let mut state = self.partition.vp(self.index);
+        state.registers = *registers;
+        state.pending = None;
+        Ok(())
+    }
+
+    /// Flat 32-bit segments, no paging.
+    fn context(&mut self) -> Result<Context, Error> {
+        let data = Segment {
+            base: 0,
+            limit: u32::MAX,
+            selector: 0x10,
+            attributes: 0xc093,
+        };
+        let mut segments = [data; 6];
+        segments[virt::SegmentName::Cs as usize].attributes = 0xc09b;
+        Ok(Context {
+            segments,
+            cr0: 1,
+            ..Context::default()
+        })
+    }
+
+    fn translate(
+        &mut self,
+        gva: u64,
+        _access: Access,
+        _user: bool,
+    ) -> Result<Result<u64, Exception>, Error> {
+        Ok(Ok(gva))
+    }
+
+    fn state(&mut self) -> Result<VpState, Error> {
+        self.partition.fault(self.index, "state")?;
+        let mut state = VpState::at_reset();
+        state.registers = self.partition.vp(self.index).registers;
+        Ok(state)
+    }
+
+    fn reset(&mut self, start: &Start) -> Result<(), Error> {
+        self.partition.fault(self.index, "reset")?;
+        let mut state = self.partition.vp(self.index);
+        state.pending = None;
+        let runs = match start {
+            Start::WaitForSipi => false,
+            Start::Run(vp) => {
+                state.registers = vp.registers;
+                true
+            }
+        };
+        state.done.push(Done::Reset(runs));
+        Ok(())
+    }
+}
+
+/// OUT of one byte.
+pub(super) fn out(port: u16, value: u8) -> Exit {
+    port_exit(port, 1, Some(value.into()))
+}
+
+/// IN of one byte.
+pub(super) fn input(port: u16) -> Exit {
+    port_exit(port, 1, None)
+}
+
+pub(super) fn port_exit(port: u16, size: u8, output: Option<u32>) -> Exit {
+    Exit::Port(PortExit {
+        port,
+        size,
+        output,
+        string: false,
+        instruction: Instruction::new(0x1000, 1, &[0xee]),
+    })
+}
+
+/// A kernel that is nothing but a page at 1 MiB, as an ELF file.
+pub(super) fn kernel() -> Vec<u8> {
+    let mut file = vec![0; 4096];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0, b"\x7fELF\x02\x01\x01");
+    // Type, machine, version, entry, program headers, sizes.
+    put(16, &2_u16.to_le_bytes());
+    put(18, &62_u16.to_le_bytes());
+    put(20, &1_u32.to_le_bytes());
+    put(24, &ENTRY.to_le_bytes());
+    put(32, &64_u64.to_le_bytes());
+    put(52, &64_u16.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes());
+    // PT_LOAD, readable and executable, the whole file.
+    put(64, &1_u32.to_le_bytes());
+    put(68, &5_u32.to_le_bytes());
+    put(80, &ENTRY.to_le_bytes());
+    put(88, &ENTRY.to_le_bytes());
+    put(96, &4096_u64.to_le_bytes());
+    put(104, &4096_u64.to_le_bytes());
+    put(112, &4096_u64.to_le_bytes());
+    file
+}
+
+/// Where that kernel is, and starts.
+pub(super) const ENTRY: u64 = 1 << 20;
