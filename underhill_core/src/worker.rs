@@ -4,6 +4,7 @@ use crate::clock::Stamp;
 use crate::guest::Guest;
 use crate::guest::Start;
 use crate::protocol::Event;
+use crate::protocol::MemoryRange;
 use crate::protocol::PERSONA;
 use crate::protocol::Parameters;
 use crate::protocol::Request;
@@ -34,9 +35,15 @@ use std::time::Duration;
 use std::time::Instant;
 use thiserror::Error;
 use virt::Partition;
+use virt_mshv_vtl::Config;
+use virt_mshv_vtl::MshvPartition;
+use vm_loader::GpaRange;
 
 /// In front of every line of the worker's log.
 const LOG_PREFIX: &str = "underhill_vm: ";
+
+/// Where workers write down for those after them what memory the kernel knows.
+const MEMORY_RECORD: &str = "/run/vtl0_memory";
 
 /// Why a worker cannot start.
 #[derive(Debug, Error)]
@@ -45,6 +52,8 @@ enum StartError {
     Invitation(#[from] InvitationError),
     #[error("VM worker has a machine without a VP")]
     NoVp,
+    #[error("VM worker has memory of {:#x} bytes at {:#x}, which no machine has", range.size, range.start)]
+    Memory { range: MemoryRange },
     #[error("VM worker has a wrong filter")]
     Filter(#[from] FilterError),
     #[error("VM worker cannot go on from the one before it")]
@@ -247,10 +256,16 @@ impl Worker {
 }
 
 /// The partition that this process runs.
-fn open_partition(
-    _topology: &Topology,
-) -> Result<Arc<dyn Partition>, Box<dyn Error + Send + Sync>> {
-    Err("this program has no way to run a guest".into())
+fn open_partition(topology: &Topology) -> Result<Arc<dyn Partition>, Box<dyn Error + Send + Sync>> {
+    let ram = topology.memory.iter().map(|range| {
+        GpaRange::new(range.start, range.size).ok_or(StartError::Memory { range: *range })
+    });
+    let config = Config {
+        vp_count: u32::try_from(topology.vps.len())?,
+        ram: ram.collect::<Result<_, _>>()?,
+        memory_record: MEMORY_RECORD.into(),
+    };
+    Ok(MshvPartition::new(config)?)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

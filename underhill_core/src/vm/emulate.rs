@@ -42,8 +42,6 @@ pub(crate) enum Error {
     Virt(#[from] virt::Error),
     #[error(transparent)]
     Emulate(#[from] EmulateError<AccessError>),
-    #[error("a device is accessed through xmm{register}, which is not emulated")]
-    Sse { register: u8 },
 }
 
 /// Why an access of the instruction was not done.
@@ -68,17 +66,14 @@ pub(crate) fn instruction(
     let mut cpu = Emulation {
         registers: vp.registers()?,
         context: vp.context()?,
+        vp,
         memory,
         bus,
         access,
-        sse: None,
     };
     let before = cpu.registers;
     let outcome = x86_emulate::emulate(&mut cpu, instruction.bytes());
-    let Emulation { registers, sse, .. } = cpu;
-    if let Some(register) = sse {
-        return Err(Error::Sse { register });
-    }
+    let Emulation { vp, registers, .. } = cpu;
     // Of an instruction that repeats itself, a part may be done whatever the outcome is.
     if registers != before {
         vp.set_registers(&registers)?;
@@ -104,13 +99,12 @@ pub(crate) fn instruction(
 /// A VP whose instruction is emulated, with a copy of its registers. They are written
 /// back at the end.
 struct Emulation<'a> {
+    vp: &'a mut dyn Vp,
     registers: Registers,
     context: Context,
     memory: &'a GuestMemory,
     bus: &'a Bus,
     access: Option<&'a MemoryExit>,
-    /// An SSE register that the instruction wants, and that is not at hand.
-    sse: Option<u8>,
 }
 
 impl Emulation<'_> {
@@ -236,13 +230,11 @@ impl Cpu for Emulation<'_> {
     }
 
     fn xmm(&mut self, register: u8) -> u128 {
-        self.sse = Some(register);
-        0
+        self.vp.xmm(register)
     }
 
     fn set_xmm(&mut self, register: u8, value: u128) {
-        let _ = value;
-        self.sse = Some(register);
+        self.vp.set_xmm(register, value);
     }
 
     fn is_memory(&mut self, gpa: u64) -> bool {

@@ -525,6 +525,7 @@ impl Inspect for Vm {
                     response.field(&index.to_string(), stats);
                 }
             })
+            .field("partition", &machine.partition)
             .field("chipset", &machine.chipset)
             .child("serial", |request| {
                 let mut response = request.respond();

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use virt::Access;
 use virt::Context;
 use virt::CpuidExit;
 use virt::Error;
@@ -96,6 +95,12 @@ impl FakePartition {
     }
 }
 
+impl inspect::Inspect for FakePartition {
+    fn inspect(&self, request: inspect::Request<'_>) {
+        request.ignore();
+    }
+}
+
 impl Partition for FakePartition {
     fn vp_count(&self) -> u32 {
         self.vps.len() as u32
@@ -108,10 +113,6 @@ impl Partition for FakePartition {
     fn assert_interrupt(&self, request: &InterruptRequest) -> Result<(), Error> {
         self.interrupts.lock().unwrap().push(*request);
         Ok(())
-    }
-
-    fn reference_time(&self) -> u64 {
-        0
     }
 
     fn cancel(&self, vp: u32) {
@@ -215,14 +216,11 @@ impl Vp for FakeVp {
         })
     }
 
-    fn translate(
-        &mut self,
-        gva: u64,
-        _access: Access,
-        _user: bool,
-    ) -> Result<Result<u64, Exception>, Error> {
-        Ok(Ok(gva))
+    fn xmm(&mut self, _register: u8) -> u128 {
+        0
     }
+
+    fn set_xmm(&mut self, _register: u8, _value: u128) {}
 
     fn state(&mut self) -> Result<VpState, Error> {
         self.partition.fault(self.index, "state")?;
