@@ -27,7 +27,7 @@ pub const COMMAND_LINE: &str = "guest/cmdline";
 /// Twice a guest of this size fits into the memory that a manifest asks for anyway: while
 /// VTL2's Linux starts it holds the files twice, packed and unpacked, but none of what runs
 /// later. What a guest needs beyond that is added to `memory.size`.
-pub const ROOM: u64 = 20 << 20;
+pub const ROOM: u64 = 36 << 20;
 
 /// RAM of the VM for which a kernel is checked when it is packed: more than any kernel asks
 /// for. Whether the guest that is wanted has enough is another question, see [`fits`].
@@ -155,8 +155,8 @@ mod tests {
     fn memory_grows_with_what_has_no_room() {
         let alignment = 2 << 20;
         let mib = |count: usize| count << 20;
-        assert_eq!(additional_memory(mib(10), alignment), 0);
-        assert_eq!(additional_memory(mib(10) + 1, alignment), 2 << 20);
-        assert_eq!(additional_memory(mib(50), alignment), 80 << 20);
+        assert_eq!(additional_memory(mib(18), alignment), 0);
+        assert_eq!(additional_memory(mib(18) + 1, alignment), 2 << 20);
+        assert_eq!(additional_memory(mib(50), alignment), 64 << 20);
     }
 }

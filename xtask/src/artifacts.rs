@@ -75,6 +75,16 @@ impl ImageProfile {
         }
     }
 
+    /// The manifest of the image with a guest.
+    pub(crate) fn guest_manifest(self, root: &Path) -> PathBuf {
+        let name = match self {
+            ImageProfile::Release => "linux",
+            ImageProfile::Dev | ImageProfile::Test => "linux-dev",
+        };
+        root.join("igvm_builder/manifests")
+            .join(format!("openhcl-x64-{name}.toml"))
+    }
+
     /// The manifest below the checkout.
     pub(crate) fn manifest(self, root: &Path) -> PathBuf {
         let name = match self {

@@ -1,44 +1,48 @@
 //! `cargo xtask run`: builds the image and boots it.
 //!
-//! On a terminal it stays until the machine ends; with `--dev` the terminal is VTL2's
-//! console. While it runs, `ohcldiag` finds the VM. Anywhere else (a pipe, CI) or with
-//! `--exit-after-boot` it waits until the paravisor is ready, asks it for an answer and for
-//! the milestones of the boot, tells it to power off, and fails unless all of that went in
-//! order.
+//! The paravisor boots a guest, a stock kernel of Debian unless another one is given. On a
+//! terminal, the terminal is the guest's console until the machine ends. While it runs,
+//! `ohcldiag` finds the VM. Anywhere else (a pipe, CI) or with `--exit-after-boot` the
+//! guest takes a tour of itself and powers off; this program prints the tour and the
+//! milestones of the boot, and fails unless all of that went in order.
+//!
+//! With `--no-guest` there is the paravisor alone: on a terminal both logs are shown, and
+//! with `--dev` the terminal is VTL2's console; an unattended run asks the paravisor, and
+//! tells it to power off.
 
 use crate::artifacts;
 use crate::artifacts::Artifacts;
 use crate::artifacts::ImageProfile;
-use crate::cache::Cache;
+use crate::artifacts::Prepared;
 use crate::cargo::Workspace;
-use crate::run::diag::Answers;
-use crate::timeline::BootTimeline;
+use crate::run::guest::GuestArgs;
 use crate::vsock;
 use anyhow::Context as _;
 use boot_events::Event;
+use igvm_builder::placement;
 use qemu::Accel;
 use qemu::ByteCount;
-use qemu::Exit;
 use qemu::Gdb;
 use qemu::Machine;
 use qemu::Qemu;
 use qemu::Source;
-use qemu::Timeline;
 use qemu::Vm;
 use qemu::Wiring;
 use serde_json::Value;
-use serde_json::json;
 use std::fs::File;
 use std::fs::TryLockError;
 use std::io::IsTerminal as _;
-use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
-use vsm_host_defs::ExitReason;
 
 mod diag;
+pub(crate) mod guest;
+mod guest_terminal;
+mod keys;
+mod raw;
 mod registered;
+mod report;
 mod terminal;
 
 /// Asks the paravisor to end after it has started.
@@ -55,10 +59,12 @@ const DEBUGGING_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask run                            boot, show the log and how long each stage took
+  cargo xtask run                            boot a guest; the terminal is its console
   cargo xtask run --vps 4 --memory 4G        another machine
-  cargo xtask run --dev                      the terminal becomes a shell in VTL2 (Ctrl-] ends)
-  cargo xtask run --exit-after-boot --json   stages, milestones and ping for a program
+  cargo xtask run --kernel trixie            the kernel of another Debian
+  cargo xtask run --kernel bzImage --initrd initrd.gz --cmdline 'console=ttyS0'
+  cargo xtask run --no-guest --dev           the terminal is a shell in VTL2 (Ctrl-] ends)
+  cargo xtask run --exit-after-boot --json   stages, milestones and the tour for a program
   cargo xtask run --gdb                      wait for `gdb -ex 'target remote :1234'`
   cargo xtask run --config vm.json           with a configuration, checked first
   cargo xtask run --timeline boot.html       the boot as a picture
@@ -77,11 +83,13 @@ pub(crate) struct Args {
     /// Memory of VTL2; what the image asks for, if not given.
     #[arg(long, value_name = "SIZE")]
     vtl2_memory: Option<ByteCount>,
-    /// Boot the image that has a shell.
+    #[command(flatten)]
+    guest: GuestArgs,
+    /// Boot the image that has a shell in VTL2.
     #[arg(long)]
     dev: bool,
-    /// Boot this IGVM file instead of building one.
-    #[arg(long, value_name = "FILE")]
+    /// Boot this IGVM file, with the guest that it carries, instead of building one.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "no_guest"])]
     igvm: Option<PathBuf>,
     /// Configuration of the paravisor, a JSON file; it is checked before the machine starts.
     #[arg(long, value_name = "FILE")]
@@ -116,18 +124,22 @@ pub(crate) struct Args {
 pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let attended = on_terminal && !args.exit_after_boot && !args.json;
-    let profile = if args.dev {
-        ImageProfile::Dev
-    } else {
-        ImageProfile::Release
-    };
+    let profile = args.profile();
     let config = args.load_config()?;
-    let artifacts = artifacts::ensure(profile)?;
+    let prepared = artifacts::prepare()?;
+    let workspace = Workspace::current()?;
+    let artifacts = artifacts::build(&prepared, &workspace, profile, None)?;
     let qemu = Qemu::find()?;
-    let vsock = vsock::ensure(&Cache::open()?)?;
+    let vsock = vsock::ensure(&prepared.cache)?;
+    let (consoles, _lock) = match &args.consoles {
+        Some(directory) => (directory.clone(), None),
+        None => free_directory(&workspace.target)?,
+    };
+    let (image, guest) = args.image(&prepared, &workspace, &artifacts, &consoles, attended)?;
     // Whoever switches the diagnostics off wants to see a machine without.
     let diag = *config.diag.enabled;
-    let machine = args.machine(&artifacts, attended, diag);
+    let stays = attended || args.print_qemu;
+    let machine = args.machine(&artifacts.vsm_host, &image, guest, stays, diag);
     let machine = machine.vsock(vsock.clone());
 
     if args.print_qemu {
@@ -143,15 +155,12 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let (consoles, _lock) = match &args.consoles {
-        Some(directory) => (directory.clone(), None),
-        None => free_directory(&Workspace::current()?.target)?,
-    };
     let run = Run {
         machine: &machine,
         qemu: &qemu,
         consoles: &consoles,
-        image: args.igvm.as_deref().unwrap_or(&artifacts.igvm),
+        image: &image,
+        guest,
         name: match config.name.origin {
             openhcl_config::Origin::Default => None,
             _ => Some(config.name.value.clone()),
@@ -159,16 +168,29 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         timeline: args.timeline.as_deref(),
         diag,
     };
-    if attended {
-        terminal::run(&run, args.dev)
-    } else {
-        let deadline = match args.gdb {
-            // Whoever debugs takes the time that it takes.
-            Some(_) => DEBUGGING_DEADLINE,
-            None => DEADLINE,
-        };
-        run.unattended(args.json, deadline)
+    match (attended, guest) {
+        (true, Guest::None) => terminal::run(&run, args.dev),
+        (true, _) => guest_terminal::run(&run),
+        (false, _) => {
+            let deadline = match args.gdb {
+                // Whoever debugs takes the time that it takes.
+                Some(_) => DEBUGGING_DEADLINE,
+                None => DEADLINE,
+            };
+            run.unattended(args.json, deadline)
+        }
     }
+}
+
+/// What runs in VTL0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guest {
+    /// Nothing.
+    None,
+    /// A guest that takes the tour and powers off.
+    Tour,
+    /// A guest of which nobody here knows what it does.
+    Other,
 }
 
 /// One run of a machine.
@@ -177,6 +199,7 @@ struct Run<'a> {
     qemu: &'a Qemu,
     consoles: &'a Path,
     image: &'a Path,
+    guest: Guest,
     /// The VM's name, if its configuration has one.
     name: Option<String>,
     /// Where the picture of the boot goes.
@@ -242,9 +265,55 @@ impl Args {
         words.filter_map(pair)
     }
 
-    fn machine(&self, artifacts: &Artifacts, attended: bool, diag: bool) -> Machine {
-        let image = self.igvm.as_ref().unwrap_or(&artifacts.igvm);
-        let mut machine = Machine::vsm(&artifacts.vsm_host, image)
+    /// The image, packed with its guest if it has one, and what that guest does. A guest
+    /// for which the machine is too small is refused here.
+    fn image(
+        &self,
+        prepared: &Prepared,
+        workspace: &Workspace,
+        artifacts: &Artifacts,
+        consoles: &Path,
+        attended: bool,
+    ) -> anyhow::Result<(PathBuf, Guest)> {
+        if let Some(image) = &self.igvm {
+            let guest = match igvm_builder::error::read_image(image)?.guest.is_empty() {
+                true => Guest::None,
+                false => Guest::Other,
+            };
+            return Ok((image.clone(), guest));
+        }
+        if !self.guest.wanted() {
+            return Ok((artifacts.igvm.clone(), Guest::None));
+        }
+        let tour = !attended && self.guest.has_tour();
+        let parts = self.guest.parts(&prepared.cache, workspace, tour)?;
+        let path = consoles.join("openhcl.igvm");
+        let image = parts.pack(artifacts, self.profile(), &workspace.root, &path)?;
+        parts.check_memory(
+            &image,
+            &placement::Machine {
+                vps: self.vps,
+                memory: self.memory.get(),
+                options: igvm_loader::Options {
+                    vtl2_memory: self.vtl2_memory.map(ByteCount::get),
+                    park: self.accel == Accel::Tcg,
+                    ..igvm_loader::Options::default()
+                },
+            },
+        )?;
+        let guest = if tour { Guest::Tour } else { Guest::Other };
+        Ok((path, guest))
+    }
+
+    fn profile(&self) -> ImageProfile {
+        match self.dev {
+            true => ImageProfile::Dev,
+            false => ImageProfile::Release,
+        }
+    }
+
+    fn machine(&self, host: &Path, image: &Path, guest: Guest, stays: bool, diag: bool) -> Machine {
+        let mut machine = Machine::vsm(host, image)
             .vps(self.vps)
             .memory(self.memory)
             .accel(self.accel);
@@ -254,12 +323,11 @@ impl Args {
         if let Some(port) = self.gdb {
             machine = machine.gdb(Gdb { port, freeze: true });
         }
-        // A person who wants the command wants the machine to stay.
-        let stays = attended || self.print_qemu;
-        if !stays && !diag {
+        // A guest ends the machine itself, and without diagnostics nobody else can.
+        if !stays && !diag && guest == Guest::None {
             machine = machine.bootarg(EXIT_AFTER_BOOT);
         }
-        if self.dev && stays {
+        if self.dev && stays && guest == Guest::None {
             machine = machine.bootarg(SHELL);
         }
         if let Some(path) = &self.config {
@@ -269,90 +337,6 @@ impl Args {
             machine = machine.bootarg(text.clone());
         }
         machine
-    }
-}
-
-impl Run<'_> {
-    /// Boots, asks, powers off and reports.
-    fn unattended(&self, json: bool, deadline: Duration) -> anyhow::Result<()> {
-        let mut vm = self
-            .machine
-            .start_with_echo(self.qemu, self.consoles, |_| {
-                (!json).then(|| Box::new(std::io::stdout()) as qemu::Echo)
-            })?;
-        vm.wait_for_text(Source::Vtl2, boot_events::READY, deadline)?;
-        let answers = match self.diag {
-            true => {
-                let answers = diag::ask(&vm)
-                    .with_context(|| format!("the paravisor is ready, but\n{}", vm.report()))?;
-                self.write_timeline(&answers.timeline)?;
-                answers.client.power_off()?;
-                Some(answers)
-            }
-            false => None,
-        };
-        let exit = vm.wait_exit(deadline)?;
-        let report = Report {
-            exit,
-            stages: Timeline::of(&vm),
-            answers,
-        };
-        report.print(&vm, json)?;
-        anyhow::ensure!(
-            exit == Exit::Host(ExitReason::PowerOff),
-            "{exit}, expected an orderly power-off\n{}",
-            vm.report()
-        );
-        Ok(())
-    }
-
-    fn write_timeline(&self, timeline: &BootTimeline) -> anyhow::Result<()> {
-        let Some(path) = self.timeline else {
-            return Ok(());
-        };
-        let image = self.image.display();
-        let page = timeline.to_html(&format!("Boot of {image}"));
-        std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))
-    }
-}
-
-/// What an unattended run has to say.
-struct Report {
-    exit: Exit,
-    stages: Timeline,
-    answers: Option<Answers>,
-}
-
-impl Report {
-    fn print(&self, vm: &Vm, json: bool) -> anyhow::Result<()> {
-        let mut stdout = std::io::stdout().lock();
-        let answers = self.answers.as_ref();
-        if json {
-            let report = json!({
-                "exit": self.exit.to_string(),
-                "stages": self.stages.stages,
-                "milestones": answers.map(|answers| &answers.timeline.milestones),
-                "ping": answers.map(|answers| answers.ping),
-                "topology": event_json(vm, |event| match event {
-                    Event::Topology(json) => Some(json),
-                    _ => None,
-                }),
-                "memory": event_json(vm, |event| match event {
-                    Event::Memory(json) => Some(json),
-                    _ => None,
-                }),
-                "consoles": vm.directory(),
-            });
-            writeln!(stdout, "{report:#}")?;
-            return Ok(());
-        }
-        writeln!(stdout, "\n{}", self.stages)?;
-        if let Some(answers) = answers {
-            writeln!(stdout, "{}\n{}", answers.timeline, answers.ping)?;
-        }
-        let consoles = vm.directory().display();
-        writeln!(stdout, "{}; consoles are in {consoles}", self.exit)?;
-        Ok(())
     }
 }
 

@@ -111,8 +111,8 @@ fn small_guest_has_room_and_a_large_one_adds_memory() {
         }
         parts.build().layout.memory.size()
     };
-    assert_eq!(memory(9 << 20), 64 * MIB);
-    assert_eq!(memory(20 << 20), 64 * MIB + 22 * MIB);
+    assert_eq!(memory(17 << 20), 64 * MIB);
+    assert_eq!(memory(30 << 20), 64 * MIB + 26 * MIB);
 }
 
 #[test]

@@ -33,6 +33,9 @@ const COMMON: &[&str] = &[
     "unknown_nmi_panic=1",
     // The tree has everything in one place.
     "rootfstype=tmpfs",
+    // The initrd can hold the guest's kernel. Unpacked it may by default take half of what is
+    // free while its packed form is still there.
+    "initramfs_options=size=90%",
     "rdinit=/underhill_init",
     // Times: the hypervisor vouches for the TSC, so nothing is calibrated or checked.
     "tsc=reliable",

@@ -18,6 +18,9 @@ const GUEST: &str = include_str!("../../guest/guest");
 /// Set-up of the shell.
 const PROFILE: &str = include_str!("../../guest/profile");
 
+/// The word on the kernel's command line that asks for the tour.
+pub(crate) const TOUR: &str = "tour";
+
 /// Empty directories, most of them mount points.
 const DIRECTORIES: [&str; 6] = ["bin", "dev", "etc", "proc", "sys", "tmp"];
 
@@ -78,6 +81,7 @@ mod tests {
             assert!(status.unwrap().success());
         }
         assert!(INIT.contains(boot_events::GUEST_STARTED));
+        assert!(INIT.contains(&format!("*\" {TOUR} \"*)")));
         assert!(GUEST.contains(boot_events::GUEST_TOUR_ENDED));
     }
 }

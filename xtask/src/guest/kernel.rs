@@ -69,6 +69,11 @@ impl Suite {
             Self::TrixieBackports => "trixie-backports",
         }
     }
+
+    /// The suite with this name.
+    pub(crate) fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|suite| suite.name() == name)
+    }
 }
 
 /// A suite's kernel, fetched when it is not in the cache.
@@ -237,6 +242,7 @@ mod tests {
         for suite in Suite::ALL {
             let value = clap::ValueEnum::to_possible_value(&suite).unwrap();
             assert_eq!(value.get_name(), suite.name());
+            assert_eq!(Suite::by_name(suite.name()), Some(suite));
         }
     }
 }

@@ -1,0 +1,360 @@
+//! The terminal is the guest's console; the logs of host and VTL2 go to files.
+//!
+//! One thread decides: it gets what is typed, what the consoles of the machine tell, the end
+//! of a connection, and signals as happenings, one after the other, and never waits for
+//! anything else. So Ctrl-A X ends the machine in every state of it.
+
+use crate::run::Run;
+use crate::run::diag;
+use crate::run::keys::Action;
+use crate::run::keys::HELP;
+use crate::run::keys::Keys;
+use crate::run::raw::RawTerminal;
+use crate::run::raw::block_signals;
+use crate::run::raw::wait_for_signal;
+use anyhow::Context as _;
+use boot_events::WORKER_DIED_PREFIX;
+use boot_events::WORKER_READY_PREFIX;
+use diag_client::registry::Registration;
+use nix::sys::signal::Signal;
+use qemu::Exit;
+use qemu::GuestPort;
+use qemu::Source;
+use qemu::Vm;
+use std::fs::File;
+use std::io::Read;
+use std::io::Stdin;
+use std::io::Write;
+use std::sync::mpsc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+use vsm_host_defs::ExitReason;
+
+/// How long QEMU may take to go after it has closed its consoles.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes of a console's line that can matter here.
+const MAX_LINE: usize = 4096;
+
+/// What can happen while a person watches.
+enum Happening {
+    Typed(Vec<u8>),
+    /// A line of VTL2's console that matters here.
+    Vtl2(String),
+    /// The connection with this number has ended.
+    Disconnected(u32),
+    /// Nothing, if the program only goes on after a stop.
+    Signal(Option<Signal>),
+    MachineEnded,
+}
+
+/// How the loop ended.
+enum End {
+    Machine,
+    Person,
+    Signal(Signal),
+}
+
+/// Boots and stays until the machine ends or the person ends it.
+pub(super) fn run(run: &Run<'_>) -> anyhow::Result<()> {
+    // Before there is any other thread.
+    block_signals().context("blocking signals")?;
+    let (sender, happenings) = mpsc::channel();
+    let mut vm = run
+        .machine
+        .start_with_echo(run.qemu, run.consoles, |source| {
+            Some(Box::new(Watcher {
+                line: Vec::new(),
+                source,
+                sender: sender.clone(),
+            }))
+        })?;
+    let place = run.consoles.display();
+    eprintln!("The guest boots. Its console is this terminal; Ctrl-A X ends, Ctrl-A H helps.");
+    for source in Source::ALL {
+        eprintln!("{:<13} {place}/{}", source.name(), source.file_name());
+    }
+    let log = File::create(run.consoles.join(GuestPort::Com1.file_name()));
+    let raw = RawTerminal::enter(std::io::stdin()).context("making the terminal raw")?;
+    let keys = sender.clone();
+    std::thread::spawn(move || read_keys(&keys));
+    let signals = sender.clone();
+    std::thread::spawn(move || {
+        while let Ok(signal) = wait_for_signal() {
+            if signals.send(Happening::Signal(signal)).is_err() {
+                break;
+            }
+        }
+    });
+
+    let mut session = Session {
+        run,
+        vm: &vm,
+        raw: &raw,
+        sender,
+        log: log.ok(),
+        keys: Keys::default(),
+        connections: 0,
+        typed: None,
+        registered: None,
+    };
+    // A sender lives in the session, so this ends by a `break` only.
+    let end = happenings
+        .into_iter()
+        .find_map(|happening| session.handle(happening))
+        .unwrap_or(End::Machine);
+    drop(session);
+    drop(raw);
+    match end {
+        End::Machine => {
+            let exit = vm.wait_exit(END_PATIENCE)?;
+            println!("\n{exit}; consoles are in {place}");
+            anyhow::ensure!(
+                exit == Exit::Host(ExitReason::PowerOff),
+                "expected an orderly power-off\n{}",
+                vm.report()
+            );
+        }
+        End::Person => {
+            vm.kill()?;
+            println!("\nended; consoles are in {place}");
+        }
+        End::Signal(signal) => {
+            vm.kill()?;
+            anyhow::bail!("ended by {signal}; consoles are in {place}");
+        }
+    }
+    Ok(())
+}
+
+/// A terminal and a machine.
+struct Session<'a> {
+    run: &'a Run<'a>,
+    vm: &'a Vm,
+    raw: &'a RawTerminal<Stdin>,
+    sender: Sender<Happening>,
+    /// What the guest says.
+    log: Option<File>,
+    keys: Keys,
+    /// Connections that there were.
+    connections: u32,
+    /// Goes to the guest, while it is connected.
+    typed: Option<Sender<Vec<u8>>>,
+    /// Keeps the VM in the list where `ohcldiag` looks.
+    registered: Option<Registration>,
+}
+
+impl Session<'_> {
+    fn handle(&mut self, happening: Happening) -> Option<End> {
+        match happening {
+            Happening::Typed(bytes) => {
+                for action in self.keys.typed(&bytes) {
+                    match action {
+                        Action::End => return Some(End::Person),
+                        Action::Help => show(HELP),
+                        Action::Send(bytes) => {
+                            if let Some(typed) = &self.typed {
+                                // Its end is told by the connection.
+                                let _ = typed.send(bytes);
+                            }
+                        }
+                    }
+                }
+                None
+            }
+            Happening::Vtl2(line) => {
+                if line.contains(boot_events::READY) {
+                    self.paravisor_is_ready();
+                } else if let Some((_, cause)) = line.split_once(WORKER_DIED_PREFIX) {
+                    show(&format!("The VM worker died: {cause}"));
+                } else if self.registered.is_some() || self.connections > 0 {
+                    // The worker was started again, and with it the guest.
+                    self.connect();
+                }
+                None
+            }
+            Happening::Disconnected(number) => {
+                if number == self.connections {
+                    self.typed = None;
+                }
+                None
+            }
+            Happening::Signal(Some(signal)) => Some(End::Signal(signal)),
+            Happening::Signal(None) => {
+                // If it cannot be, the person sees it.
+                let _ = self.raw.renew();
+                None
+            }
+            Happening::MachineEnded => Some(End::Machine),
+        }
+    }
+
+    fn paravisor_is_ready(&mut self) {
+        self.connect();
+        if self.run.diag {
+            self.registered = self.run.register(self.vm);
+            if self.run.timeline.is_some() {
+                let answers = diag::ask(self.vm);
+                let written = answers.and_then(|a| self.run.write_timeline(&a.timeline));
+                if let Err(error) = written {
+                    show(&format!("no timeline: {error:#}"));
+                }
+            }
+        }
+    }
+
+    /// Connects the terminal with the guest's first serial port.
+    fn connect(&mut self) {
+        if let Err(error) = self.try_connect() {
+            show(&format!("the guest's console cannot be reached: {error:#}"));
+        }
+    }
+
+    fn try_connect(&mut self) -> anyhow::Result<()> {
+        let address = self.vm.vsock().context("the machine has no vsock")?;
+        let stream = address.connect(GuestPort::Com1.vsock_port())?;
+        let (input, sender) = (stream.try_clone()?, self.sender.clone());
+        let log = self.log.as_ref().and_then(|log| log.try_clone().ok());
+        self.connections += 1;
+        let number = self.connections;
+        std::thread::Builder::new()
+            .name("guest's output".to_owned())
+            .spawn(move || {
+                copy_output(input, log);
+                let _ = sender.send(Happening::Disconnected(number));
+            })?;
+        // A guest that does not read must not stop the thread that knows Ctrl-A X.
+        let (typed, receiver) = mpsc::channel::<Vec<u8>>();
+        std::thread::Builder::new()
+            .name("guest's input".to_owned())
+            .spawn(move || {
+                for bytes in receiver {
+                    if (&stream).write_all(&bytes).is_err() {
+                        break;
+                    }
+                }
+            })?;
+        self.typed = Some(typed);
+        Ok(())
+    }
+}
+
+fn copy_output(mut stream: impl Read, mut log: Option<File>) {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        let bytes = &buffer[..count];
+        if let Some(log) = &mut log {
+            // A full disk is no reason to stop.
+            let _ = log.write_all(bytes);
+        }
+        let mut stdout = std::io::stdout().lock();
+        if stdout
+            .write_all(bytes)
+            .and_then(|()| stdout.flush())
+            .is_err()
+        {
+            break;
+        }
+    }
+}
+
+fn read_keys(sender: &Sender<Happening>) {
+    let mut keys = [0; 256];
+    // Ends with the program, or when nobody listens any more.
+    while let Ok(count @ 1..) = std::io::stdin().lock().read(&mut keys) {
+        if sender.send(Happening::Typed(keys[..count].into())).is_err() {
+            break;
+        }
+    }
+}
+
+/// Our own words on a raw terminal.
+fn show(text: &str) {
+    let text = text.replace('\n', "\r\n");
+    let mut stderr = std::io::stderr().lock();
+    // Nobody is left to be told.
+    let _ = write!(stderr, "\r\n{text}\r\n");
+}
+
+/// Looks at the lines of a console, and tells its end.
+struct Watcher {
+    line: Vec<u8>,
+    source: Source,
+    sender: Sender<Happening>,
+}
+
+impl Write for Watcher {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.source != Source::Vtl2 {
+            return Ok(bytes.len());
+        }
+        for &byte in bytes {
+            if byte != b'\n' {
+                if self.line.len() < MAX_LINE {
+                    self.line.push(byte);
+                }
+                continue;
+            }
+            let line = String::from_utf8_lossy(&self.line);
+            let matters = [boot_events::READY, WORKER_READY_PREFIX, WORKER_DIED_PREFIX];
+            if matters.iter().any(|text| line.contains(text)) {
+                let line = line.trim_end().to_owned();
+                // Nobody listens when the machine was ended on purpose.
+                let _ = self.sender.send(Happening::Vtl2(line));
+            }
+            self.line.clear();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // The host's log is the one that ends last.
+        if self.source == Source::Host {
+            let _ = self.sender.send(Happening::MachineEnded);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_matter_are_told_wherever_they_are_cut() {
+        let (sender, happenings) = mpsc::channel();
+        let mut watcher = Watcher {
+            line: Vec::new(),
+            source: Source::Vtl2,
+            sender,
+        };
+        let ready = boot_events::READY;
+        let (a, b) = ready.split_at(7);
+        for piece in [
+            "[1] noise\n[2] ",
+            a,
+            b,
+            "\r\nmore ",
+            WORKER_DIED_PREFIX,
+            "signal 9\n",
+        ] {
+            watcher.write_all(piece.as_bytes()).unwrap();
+        }
+        watcher.write_all(&vec![b'x'; 3 * MAX_LINE]).unwrap();
+        drop(watcher);
+        let lines: Vec<_> = happenings
+            .into_iter()
+            .map(|happening| match happening {
+                Happening::Vtl2(line) => line,
+                _ => panic!("only lines were said"),
+            })
+            .collect();
+        let died = format!("more {WORKER_DIED_PREFIX}signal 9");
+        assert_eq!(lines, [format!("[2] {ready}"), died]);
+    }
+}
