@@ -256,7 +256,7 @@ fn fuzz_smoke(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Coun
     Ok(Counts { passed, failed: 0 })
 }
 
-/// `cargo xtask run` as it is without a terminal, with a configuration and a picture: it
+/// `cargo xtask run --no-guest` without a terminal, with a configuration and a picture: it
 /// boots, asks, powers off and succeeds.
 fn unattended_run(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
     let directory = workspace.output().join("unattended-run");
@@ -268,7 +268,7 @@ fn unattended_run(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<
     let mut command = Command::new(std::env::current_exe()?);
     command
         .current_dir(&workspace.root)
-        .args(["run", "--consoles"])
+        .args(["run", "--no-guest", "--consoles"])
         .arg(directory.join("consoles"))
         .arg("--config")
         .arg(&config)
