@@ -63,6 +63,8 @@ pub struct Asker {
     pub vp: u32,
     /// VPs of the partition.
     pub vp_count: u32,
+    /// There is no paravisor: VTL2 is a guest that knows of no VTLs.
+    pub alone: bool,
     /// CR4.OSXSAVE is set.
     pub os_xsave: bool,
 }
@@ -121,6 +123,7 @@ pub fn is_unimplemented(leaf: u32) -> bool {
 /// without looking at the highest leaf relies on.
 fn hypervisor(leaf: u32, asker: &Asker) -> Registers {
     let guest = asker.vtl == Vtl::GUEST;
+    let paravisor = !guest && !asker.alone;
     match leaf {
         HV_CPUID_VENDOR => [HV_CPUID_HARDWARE, HV_VENDOR[0], HV_VENDOR[1], HV_VENDOR[2]],
         HV_CPUID_INTERFACE => [HV_INTERFACE, 0, 0, 0],
@@ -136,9 +139,9 @@ fn hypervisor(leaf: u32, asker: &Asker) -> Registers {
                 .with_access_frequency(true)
                 .with_access_tsc_invariant(true)
                 // What VTL2 has for itself and for the guest.
-                .with_access_vsm(!guest)
-                .with_access_vp_registers(!guest)
-                .with_start_virtual_processor(!guest)
+                .with_access_vsm(paravisor)
+                .with_access_vp_registers(paravisor)
+                .with_start_virtual_processor(paravisor)
                 // What the guest's virtual interrupt controllers have.
                 .with_access_synic(guest)
                 .with_access_synthetic_timers(guest)
@@ -182,6 +185,7 @@ mod tests {
             vtl: Vtl::PARAVISOR,
             vp: 1,
             vp_count: 4,
+            alone: false,
             os_xsave: false,
         };
         answer(&asker, leaf, subleaf, |_, _| native)
@@ -220,6 +224,21 @@ mod tests {
         // Read without a check of the highest leaf: no confidential VMBus.
         assert_eq!(asked(0x4000_0082, 0, ALL), [0; 4]);
         assert_eq!(asked(0x4000_0100, 0, ALL), [0; 4]);
+    }
+
+    #[test]
+    fn guest_without_paravisor_is_told_of_no_vtls() {
+        let alone = Asker {
+            vtl: Vtl::PARAVISOR,
+            vp: 0,
+            vp_count: 1,
+            alone: true,
+            os_xsave: false,
+        };
+        let features = answer(&alone, 0x4000_0003, 0, |_, _| ALL);
+        assert_eq!(features[EBX], 0);
+        // Clocks are what it has a hypervisor for.
+        assert_eq!(features[EAX], asked(0x4000_0003, 0, ALL)[EAX]);
     }
 
     #[test]

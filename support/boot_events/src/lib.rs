@@ -23,6 +23,8 @@ pub const HOST_PREFIX: &str = "vsm_host: ";
 pub const HOST_STARTED_SUFFIX: &str = " started";
 /// Last line of the host before VP 0 runs its first instruction in VTL2.
 pub const HOST_ENTERS_VTL2: &str = "vsm_host: VP 0 enters VTL2";
+/// The same where there is no paravisor.
+pub const HOST_ENTERS_GUEST: &str = "vsm_host: VP 0 enters a guest without a paravisor";
 /// `vsm_host: image refused: directive 17 (PageData): reason, found X, expected Y`.
 pub const HOST_IMAGE_REFUSED_PREFIX: &str = "vsm_host: image refused: ";
 /// The host's own failure: `vsm_host: host error: text`.

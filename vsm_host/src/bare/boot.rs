@@ -174,13 +174,14 @@ fn partition(machine: &MachineInfo, plan: &LoadPlan<'_>) -> Partition {
             &raw const *Box::leak(iopm) as u64,
         ],
         msrpm: &raw const *Box::leak(MsrPermissionMap::new()) as u64,
+        alone: plan.vtl() == 0,
     })
 }
 
-/// Starts VP 0 in VTL2 as the image says.
+/// Starts VP 0 as the image says.
 fn start_vp_0(partition: &Partition, plan: &LoadPlan<'_>) {
     partition
-        .enable_vp_vtl(0, Vtl::PARAVISOR)
+        .enable_first_vtl()
         .and_then(|()| partition.start_vp(0, Vtl::PARAVISOR, plan.context().clone(), &Physical))
         .unwrap_or_else(|error| panic!("VP 0: {error:?}"));
 }

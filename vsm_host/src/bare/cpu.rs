@@ -7,14 +7,12 @@ use super::interrupts::NmiSleeper;
 use super::memory::Physical;
 use super::{clock, console, exit, lapic, timer};
 use alloc::boxed::Box;
-use boot_events::HOST_ENTERS_VTL2;
 use core::arch::x86_64::__cpuid_count;
 use core::arch::{asm, global_asm};
 use core::fmt;
 use igvm_loader::Gprs;
 use spin::Once;
 use vsm_host::cpuid::Registers;
-use vsm_host::log_text;
 use vsm_host::partition::guest::Entry;
 use vsm_host::partition::mailbox::Sleeper;
 use vsm_host::partition::{Next, Partition, Processor, Vp};
@@ -170,7 +168,7 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
     unsafe { asm!("vmsave rax", in("rax") host_address, options(nostack)) };
     partition.wait_for_start(&mut vp, &mut NmiSleeper);
     if index == 0 {
-        log!("{}", log_text(HOST_ENTERS_VTL2));
+        log!("{}", partition.first_entry_text());
     }
     let mut idle = Box::new(idle_block());
     loop {

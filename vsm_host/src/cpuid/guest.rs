@@ -193,6 +193,7 @@ mod tests {
             vtl: Vtl::GUEST,
             vp,
             vp_count,
+            alone: false,
             os_xsave: false,
         }
     }

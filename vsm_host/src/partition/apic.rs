@@ -116,6 +116,9 @@ impl Partition {
         value: u32,
     ) -> bool {
         let register = gpa - LOCAL_APIC;
+        if register == COMMAND && self.starts_processors(vp, processor, value) {
+            return true;
+        }
         if !local_permits(register, value) {
             return false;
         }

@@ -63,6 +63,11 @@ impl Partition {
                 let value = vp.gprs[gpr::RDX] << 32 | vp.vmcb().save.rax & LOW_32;
                 self.write_msr(vp, processor, msr, value)
             }),
+            ExitCode::VMMCALL if self.config.alone => {
+                self.instruction(vp, processor, Instruction::Vmmcall, |vp| {
+                    self.refuse_hypercall(vp)
+                })
+            }
             ExitCode::VMMCALL => {
                 self.instruction(
                     vp,
@@ -197,6 +202,7 @@ impl Partition {
             vtl: vp.vtl,
             vp: vp.index,
             vp_count: self.vp_count(),
+            alone: self.config.alone,
             os_xsave: vp.vmcb().save.cr4 & CR4_OSXSAVE != 0,
         };
         let native = |leaf, subleaf| processor.cpuid(leaf, subleaf);

@@ -4,6 +4,7 @@
 //! behind locks or is atomic. Nothing here touches the processor: [`Processor`] does,
 //! so that all of it is tested on the build machine.
 
+mod alone;
 pub mod apic;
 pub mod counters;
 pub mod crash;
@@ -117,6 +118,8 @@ pub struct Config {
     pub iopms: [u64; VTL_COUNT],
     /// Physical address of the MSR permission map.
     pub msrpm: u64,
+    /// There is no paravisor: the guest has its place, see [`alone`].
+    pub alone: bool,
 }
 
 /// The partition.

@@ -126,13 +126,18 @@ impl Processor for FakeProcessor {
 /// Four VPs with APIC ids 1 to 4, and VP 0 in 64-bit code without paging tables: CR0.PG
 /// is clear, so that code and data are where their addresses say.
 pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
+    setup_with(|_| {})
+}
+
+/// The same, with something changed.
+pub(crate) fn setup_with(change: impl FnOnce(&mut Config)) -> (Partition, Vp, FakeProcessor) {
     let machine = Machine {
         ram: &[MemoryRange::new(0, VTL2_END), GUEST_RAM],
         vtl2_ram: MemoryRange::new(0, VTL2_END),
         address_limit: 1 << 40,
         max_leaf: LeafSize::Size1G,
     };
-    let partition = Partition::new(Config {
+    let mut config = Config {
         apic_ids: vec![1, 2, 3, 4],
         spaces: VtlSpace::all(&machine, |_| 0x1000).unwrap(),
         frequencies: Frequencies {
@@ -142,7 +147,10 @@ pub(crate) fn setup() -> (Partition, Vp, FakeProcessor) {
         start_tsc: 0,
         iopms: [0; VTL_COUNT],
         msrpm: 0,
-    });
+        alone: false,
+    };
+    change(&mut config);
+    let partition = Partition::new(config);
     let mut vp = Vp::new(&partition, 0);
     vp.begin(Vtl::PARAVISOR, &StartContext::new(linux_ap()).unwrap());
     let save = &mut vp.vmcb_mut().save;
