@@ -5,10 +5,14 @@ use crate::Scenario;
 use crate::TestVm;
 use crate::artifacts::artifacts;
 use crate::artifacts::read;
+use boot_events::GUEST_CRASHED_PREFIX;
+use boot_events::GUEST_STOPPED_PREFIX;
 use diag_client::Client;
 use qemu::ByteCount;
 use qemu::GuestConsole;
+use qemu::GuestConsoleError;
 use qemu::GuestPort;
+use qemu::Source;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -19,6 +23,8 @@ use vsm_host_defs::HOST_MEMORY_SIZE;
 
 /// When a line that does not come is a failure.
 const DEADLINE: Duration = Duration::from_secs(180);
+/// How long to wait before looking whether the guest lives.
+const STEP: Duration = Duration::from_secs(5);
 /// VTL2's memory as images ask for it: it begins where the host's ends.
 const VTL2_MEMORY: u64 = 64 << 20;
 /// Registers of the machine that the guest must not see: PCI's configuration space, and the
@@ -117,10 +123,26 @@ impl GuestTests {
     /// The next line of the guest.
     #[track_caller]
     pub fn line(&mut self) -> String {
-        match self.console.wait_for_text("\n", DEADLINE) {
-            Ok(line) => line.text.trim_end().to_owned(),
-            Err(error) => panic!("{error}\n{}", self.vm.vm().report()),
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.console.wait_for_text("\n", STEP) {
+                Ok(line) => return line.text.trim_end().to_owned(),
+                // A guest that has stopped says nothing any more.
+                Err(GuestConsoleError::Deadline { .. })
+                    if waited < DEADLINE && !self.has_stopped() =>
+                {
+                    waited += STEP;
+                }
+                Err(error) => panic!("{error}\n{}", self.vm.vm().report()),
+            }
         }
+    }
+
+    fn has_stopped(&self) -> bool {
+        let console = self.vm.console(Source::Vtl2);
+        [GUEST_CRASHED_PREFIX, GUEST_STOPPED_PREFIX]
+            .iter()
+            .any(|prefix| console.contains(prefix))
     }
 
     /// Reads lines up to one that begins so; that one.
