@@ -191,7 +191,7 @@ fn build(
     // The build happens in the source tree itself: paths in the result are then relative,
     // so it does not matter where that is.
     let work = cache.temporary("kernel-build")?;
-    unpack(source, work.path())?;
+    unpack(source, work.path(), [])?;
     let tree = work.path().join(&source.name);
 
     let wanted = work.path().join("wanted.config");
@@ -259,8 +259,31 @@ fn make(tree: &Path) -> Command {
     command
 }
 
-/// Unpacks the archive that is inside the package.
-fn unpack(source: &SourcePackage, into: &Path) -> anyhow::Result<()> {
+/// Some files of the kernel's source, below the directory that is returned.
+pub(crate) fn headers(cache: &Cache, files: &[&str]) -> anyhow::Result<PathBuf> {
+    let spec = KernelSpec::parse(kernel_config::KERNEL_TOML)?;
+    let source = source_package(cache, &spec)?;
+    let list = files.join("\n");
+    let key = kernel_config::cache_key([
+        ("source", source.version.as_bytes()),
+        ("files", list.as_bytes()),
+    ]);
+    let directory = cache.get_or_build("kernel-headers", &key, |into| {
+        let name = format!("unpack headers of Linux {}", source.version);
+        ui::step(&name, |_| {
+            let members = files.iter().map(|file| format!("{}/{file}", source.name));
+            unpack(&source, into, members)
+        })
+    })?;
+    Ok(directory.join(source.name))
+}
+
+/// Unpacks the archive that is inside the package, or only some `members` of it.
+fn unpack(
+    source: &SourcePackage,
+    into: &Path,
+    members: impl IntoIterator<Item = String>,
+) -> anyhow::Result<()> {
     let mut package = Command::new("dpkg-deb");
     package.arg("--fsys-tarfile").arg(&source.deb);
     let mut inner = Command::new("tar");
@@ -274,6 +297,7 @@ fn unpack(source: &SourcePackage, into: &Path) -> anyhow::Result<()> {
         "--exclude=*/drivers/gpu/*.[ch]",
         "--exclude=*/sound/soc/*.[ch]",
     ]);
+    tree.args(members);
     process::pipeline(&mut [package, inner, tree])
         .with_context(|| format!("unpacking {}", source.deb.display()))
 }

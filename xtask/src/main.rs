@@ -26,6 +26,7 @@ mod guest;
 mod igvm;
 mod initrd;
 mod kernel;
+mod kernel_headers;
 mod ohcldiag;
 mod packages;
 mod process;

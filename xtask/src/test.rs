@@ -12,6 +12,7 @@ use crate::cargo::BARE_METAL_PACKAGES;
 use crate::cargo::BARE_METAL_TARGET;
 use crate::cargo::Workspace;
 use crate::fuzz;
+use crate::kernel_headers;
 use crate::process;
 use crate::ui;
 use anyhow::Context;
@@ -50,11 +51,12 @@ struct Counts {
 
 type Work = fn(&Prepared, &Workspace) -> anyhow::Result<Counts>;
 
-const STEPS: [(&str, Work); 12] = [
+const STEPS: [(&str, Work); 13] = [
     ("format", format),
     ("lint", lint),
     ("lint-bare-metal", lint_bare_metal),
     ("unit-tests", unit_tests),
+    ("kernel-headers", kernel_headers),
     ("arm-build", arm_build),
     ("guide", guide),
     // Builds the image here as well, so that the next step finds it.
@@ -173,6 +175,11 @@ fn unit_tests(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Coun
     let mut command = cargo::cargo(&workspace.root);
     command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
     run_tests(prepared, "run the unit tests", command)
+}
+
+fn kernel_headers(prepared: &Prepared, _: &Workspace) -> anyhow::Result<Counts> {
+    kernel_headers::check(&prepared.cache)?;
+    Ok(Counts::default())
 }
 
 fn arm_build(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<Counts> {
