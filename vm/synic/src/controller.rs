@@ -275,6 +275,11 @@ impl Synic {
         self.awaited = sints;
     }
 
+    /// Sources that somebody waits for, as a bit set.
+    pub fn awaited(&self) -> u16 {
+        self.awaited
+    }
+
     /// Which of the awaited sources can take a message now; they are not awaited any more.
     /// To be called after [`Self::await_ready`], ends of interrupt and of message, and
     /// writes of registers.

@@ -74,7 +74,7 @@ extern "C" fn bsp_main(start_info: u64) -> ! {
     cpu::enable_svm();
     start_vp_0(partition, &plan);
     // Without parking this CPU has a VP of its own.
-    match partition.vp_index(bsp) {
+    match partition.vp_index(Vtl::PARAVISOR, bsp) {
         Some(index) => cpu::run(partition, index),
         None => exit::stop(),
     }

@@ -12,6 +12,7 @@ use spin::Once;
 use vsm_host::guest_memory::RamAccess;
 use vsm_host::partition::Partition;
 use vsm_host::partition::mailbox::Sleeper;
+use vsm_host::vtl::Vtl;
 
 /// Where the other CPUs begin; free until the image is loaded.
 const START_PAGE: u64 = 0x8000;
@@ -71,7 +72,7 @@ extern "C" fn ap_main(_arrival: u32) -> ! {
             break partition;
         }
     };
-    match partition.vp_index(lapic::id()) {
+    match partition.vp_index(Vtl::PARAVISOR, lapic::id()) {
         Some(index) => cpu::run(partition, index),
         None => exit::stop(),
     }

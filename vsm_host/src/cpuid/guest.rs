@@ -51,10 +51,8 @@ pub(crate) fn is_valid_xcr0(offered: u32, value: u64) -> bool {
     const AVX: u64 = 1 << 2;
     const AVX512: u64 = 7 << 5;
     let implies = |parts: u64, others: u64| value & parts == 0 || value & others == others;
-    value & !u64::from(offered & XSTATE) == 0
-        && value & X87 != 0
-        && implies(AVX, SSE)
-        && implies(AVX512, AVX512 | AVX)
+    let possible = u64::from(offered & XSTATE) | X87;
+    value & !possible == 0 && value & X87 != 0 && implies(AVX, SSE) && implies(AVX512, AVX512 | AVX)
 }
 
 /// See [`super::answer`].

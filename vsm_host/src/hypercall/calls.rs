@@ -206,11 +206,12 @@ fn vp_indices<P: Processor>(
     let header = parse::<GetVpIndexFromApicId>(header)?;
     check_partition(header.partition_id)?;
     check_zero(&header.rsvd)?;
-    // The ids are the same in every VTL.
     caller.target_vtl(header.target_vtl)?;
+    // VTL2 asks for ids of the machine's firmware, whichever VTL it names.
+    let vtl = caller.vp.vtl;
     for (apic_id, out) in list.chunks_exact(4).zip(output.chunks_exact_mut(4)) {
         let apic_id = parse::<u32>(apic_id)?;
-        let index = caller.partition.vp_index(apic_id);
+        let index = caller.partition.vp_index(vtl, apic_id);
         let index = index.ok_or(HvStatus::INVALID_PARAMETER)?;
         out.copy_from_slice(&index.to_le_bytes());
         *done += 1;

@@ -6,6 +6,7 @@
 
 mod calls;
 mod direct;
+mod guest;
 mod private;
 mod registers;
 mod translate;

@@ -1,8 +1,9 @@
 //! `GET_VP_REGISTERS` and `SET_VP_REGISTERS`.
 
 use super::calls::{Caller, check_partition, check_zero, parse};
-use super::private;
+use super::{guest, private};
 use crate::partition::counters::Refused;
+use crate::partition::guest::lapic;
 use crate::partition::overlay::CODE_PAGE_OFFSETS;
 use crate::partition::{Processor, crash};
 use crate::vtl::Vtl;
@@ -13,6 +14,14 @@ use hv_defs::vsm::{VsmCapabilities, VsmPartitionConfig, VsmPartitionStatus, VsmV
 
 const CRASH_P0: u32 = Name::GUEST_CRASH_P0.0;
 const CRASH_P4: u32 = CRASH_P0 + crash::PARAMETERS as u32 - 1;
+
+/// What the guest reads of itself by hypercall.
+const GUESTS_OWN: [Name; 4] = [
+    Name::VP_INDEX,
+    Name::TIME_REF_COUNT,
+    Name::GUEST_OS_ID,
+    Name::VSM_VP_STATUS,
+];
 
 /// Bits of the partition's VSM configuration that the TLFS defines.
 const VSM_CONFIG_DEFINED: u64 = 0xffff;
@@ -25,11 +34,13 @@ pub(super) fn get<P: Processor>(
     done: &mut usize,
 ) -> Result<(), HvStatus> {
     let (vp, vtl) = check_header(caller, header)?;
+    sync(caller, vp, vtl);
     for (name, out) in names.chunks_exact(4).zip(values.chunks_exact_mut(16)) {
         let name = parse(name)?;
-        let value = match private_of_lower(caller, vp, vtl, name)? {
-            true => private::read(caller.vp, vtl, Name(name)),
-            false => Some(read(caller, vp, vtl, name)?.into()),
+        let value = match of_lower(caller, vp, vtl, name)? {
+            Place::Processor => private::read(caller.vp, vtl, Name(name)),
+            Place::Host => Some(guest::read(caller, Name(name))?.into()),
+            Place::Other => Some(read(caller, vp, vtl, name)?.into()),
         };
         let value = value.ok_or_else(|| unknown(caller, name))?;
         out.copy_from_slice(&value.to_le_bytes());
@@ -45,6 +56,7 @@ pub(super) fn set<P: Processor>(
     done: &mut usize,
 ) -> Result<(), HvStatus> {
     let (vp, vtl) = check_header(caller, header)?;
+    sync(caller, vp, vtl);
     for element in list.chunks_exact(size_of::<HvRegisterAssoc>()) {
         let assoc = parse::<HvRegisterAssoc>(element)?;
         if assoc.pad != [0; 3] {
@@ -74,34 +86,58 @@ fn check_header<P: Processor>(
     Ok((caller.target_vp(header.vp_index)?, vtl))
 }
 
-/// Whether `name` is processor state of a lower VTL; that of the caller's own VTL is in
-/// the processor, where the caller has it.
-fn private_of_lower<P: Processor>(
+/// Where a register of a lower VTL is; those of the caller's own VTL are in the processor,
+/// where the caller has them.
+enum Place {
+    /// State of the processor.
+    Processor,
+    /// State that the host keeps for the guest.
+    Host,
+    /// Neither.
+    Other,
+}
+
+fn of_lower<P: Processor>(
     caller: &Caller<'_, P>,
     vp: u32,
     vtl: Vtl,
     name: u32,
-) -> Result<bool, HvStatus> {
-    let private = vtl != caller.vp.vtl && private::is(Name(name));
-    if private {
-        check_self(caller, vp)?;
+) -> Result<Place, HvStatus> {
+    if vtl == caller.vp.vtl {
+        return Ok(Place::Other);
     }
-    Ok(private)
+    let place = if private::is(Name(name)) {
+        Place::Processor
+    } else if guest::is(Name(name)) {
+        Place::Host
+    } else {
+        return Ok(Place::Other);
+    };
+    check_self(caller, vp)?;
+    Ok(place)
 }
 
-/// Writes a register of a lower VTL: processor state only.
+/// Lets what has been sent to the guest come before what VTL2 does to its registers.
+fn sync<P: Processor>(caller: &mut Caller<'_, P>, vp: u32, vtl: Vtl) {
+    if vtl != caller.vp.vtl && vp == caller.vp.index {
+        lapic::sync_registers(caller.partition, caller.vp, caller.processor);
+    }
+}
+
+/// Writes a register of a lower VTL.
 fn write_lower<P: Processor>(
     caller: &mut Caller<'_, P>,
     vp: u32,
     vtl: Vtl,
     assoc: &HvRegisterAssoc,
 ) -> Result<(), HvStatus> {
-    if !private_of_lower(caller, vp, vtl, assoc.name)? {
-        return Err(unknown(caller, assoc.name));
-    }
     let name = Name(assoc.name);
-    private::write(caller.vp, vtl, name, assoc.value)
-        .unwrap_or_else(|| Err(unknown(caller, assoc.name)))
+    match of_lower(caller, vp, vtl, assoc.name)? {
+        Place::Processor => private::write(caller.vp, vtl, name, assoc.value)
+            .unwrap_or_else(|| Err(unknown(caller, assoc.name))),
+        Place::Host => guest::write(caller, name, assoc.value),
+        Place::Other => Err(unknown(caller, assoc.name)),
+    }
 }
 
 /// Fails unless the caller itself is meant: the registers of a VP that runs are in the
@@ -122,6 +158,9 @@ fn read<P: Processor>(
 ) -> Result<u64, HvStatus> {
     let partition = caller.partition;
     let own = &caller.vp.vtls[vtl.index()];
+    if caller.vp.vtl == Vtl::GUEST && !GUESTS_OWN.contains(&Name(name)) {
+        return Err(HvStatus::ACCESS_DENIED);
+    }
     Ok(match Name(name) {
         Name::VP_INDEX => vp.into(),
         Name::VSM_VP_STATUS => {

@@ -15,6 +15,7 @@ use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
 mod for_guest;
+mod guest_state;
 mod lower_vtl;
 mod of_guest;
 

@@ -209,8 +209,12 @@ impl Partition {
         self.slots.len() as u32
     }
 
-    /// Index of the VP with this APIC id.
-    pub fn vp_index(&self, apic_id: u32) -> Option<u32> {
+    /// Index of the VP with this APIC id in a VTL: the processor's, or the host's for the
+    /// guest, which are the indices themselves.
+    pub fn vp_index(&self, vtl: Vtl, apic_id: u32) -> Option<u32> {
+        if vtl == Vtl::GUEST {
+            return (apic_id < self.vp_count()).then_some(apic_id);
+        }
         let index = self.slots.iter().position(|slot| slot.apic_id == apic_id)?;
         Some(index as u32)
     }

@@ -249,12 +249,23 @@ impl Partition {
         processor: &impl Processor,
         register: OverlayPage,
     ) -> Result<(), Exception> {
+        self.set_assist_page_of(vp, vp.vtl, processor, register)
+    }
+
+    /// Sets the VP assist page of a VTL.
+    pub(crate) fn set_assist_page_of(
+        &self,
+        vp: &mut Vp,
+        vtl: Vtl,
+        processor: &impl Processor,
+        register: OverlayPage,
+    ) -> Result<(), Exception> {
         if register.enabled() {
-            self.memory(vp.vtl, processor)
+            self.memory(vtl, processor)
                 .check_page(register.page_number())
                 .map_err(|_| FAULT)?;
         }
-        vp.vtls[vp.vtl.index()].assist = register;
+        vp.vtls[vtl.index()].assist = register;
         Ok(())
     }
 

@@ -45,6 +45,12 @@ impl Nmis {
         intercept_iret(vmcb, true);
     }
 
+    /// Somebody says whether the VTL handles one.
+    pub fn set_handled(&mut self, vmcb: &mut Vmcb, handled: bool) {
+        *self = if handled { Self::Handled } else { Self::Open };
+        intercept_iret(vmcb, handled);
+    }
+
     /// Forgets that one is handled.
     pub fn reset(&mut self, vmcb: &mut Vmcb) {
         *self = Self::Open;

@@ -169,6 +169,7 @@ fn a_direct_message_needs_an_empty_slot() {
     assert_eq!(memory.slot(2).1, PENDING);
     synic.await_ready(0b1100);
     assert_eq!(synic.take_ready(&memory), 0b1000);
+    assert_eq!(synic.awaited(), 0b0100);
     memory.empty_slot(2);
     assert_eq!(synic.take_ready(&memory), 0b0100);
     assert_eq!(synic.take_ready(&memory), 0);

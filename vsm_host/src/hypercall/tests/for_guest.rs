@@ -1,8 +1,11 @@
 //! What VTL2 has the host do for the guest: intercepts, translations.
 
 use super::*;
+use crate::partition::guest::synic;
 use hv_defs::hypercall::{TranslateFlags, TranslateResult};
 use hv_defs::intercept::{AccessMask, InterceptType};
+use hv_defs::msr::*;
+use hv_defs::synic::HvInterruptType;
 use x86_defs::{CR0_PG, CR0_WP};
 use zerocopy::FromBytes;
 
@@ -128,4 +131,113 @@ fn translations_of_a_bad_form_are_refused() {
     // Another VP's registers are in the hands of its CPU.
     assert_eq!(translate(&mut guest, 1, 0, 0), HvStatus::INVALID_VP_STATE);
     assert_eq!(translate(&mut guest, 9, 0, 0), HvStatus::INVALID_VP_INDEX);
+}
+
+/// Pages of the guest's SynIC.
+const MESSAGES: u64 = GUEST_RAM.start() + 0x1_0000;
+const EVENTS: u64 = GUEST_RAM.start() + 0x1_1000;
+
+/// A guest whose VP 1 has switched its SynIC on; source 3 has vector 0x53.
+fn with_synic() -> Guest {
+    let guest = Guest::new();
+    let mut vp = Vp::new(&guest.partition, 1);
+    for (msr, value) in [
+        (HV_X64_MSR_SCONTROL, 1),
+        (HV_X64_MSR_SIMP, MESSAGES | 1),
+        (HV_X64_MSR_SIEFP, EVENTS | 1),
+        (HV_X64_MSR_SINT0 + 3, 0x53),
+    ] {
+        let (partition, processor) = (&guest.partition, &guest.processor);
+        synic::write_msr(partition, &mut vp, processor, msr, value).unwrap();
+    }
+    guest
+}
+
+#[test]
+fn vtl2_posts_messages_to_the_guest() {
+    let mut guest = with_synic();
+    let mut message = [0; 256];
+    (message[0], message[4], message[16]) = (9, 1, 0x77);
+    let mut input = PostMessageDirect {
+        partition_id: HV_PARTITION_ID_SELF,
+        vp_index: 1,
+        vtl: 0,
+        rsvd1: [0; 3],
+        sint: 3,
+        rsvd2: [0; 3],
+        message,
+        padding: [0; 4],
+    };
+    let code = control(HypercallCode::POST_MESSAGE_DIRECT);
+    let mut post = |input: &PostMessageDirect| guest.call(code, input.as_bytes()).0;
+    assert_eq!(post(&input), HvStatus::SUCCESS);
+    assert_eq!(post(&input), HvStatus::OBJECT_IN_USE);
+    (input.vp_index, input.sint) = (0, 3);
+    assert_eq!(post(&input), HvStatus::INVALID_SYNIC_STATE);
+    input.vtl = 2;
+    assert_eq!(post(&input), HvStatus::ACCESS_DENIED);
+    input.vtl = 1;
+    assert_eq!(post(&input), HvStatus::INVALID_PARAMETER);
+    let slot = MESSAGES + 3 * 256;
+    assert_eq!(guest.processor.load_word(slot), 9);
+    assert_eq!(guest.processor.load_word(slot + 16), 0x77);
+    // Nobody writes to a page that VTL2 has taken from the guest.
+    let tables = guest.partition.nested_tables(Vtl::GUEST);
+    tables.protect(MESSAGES, Access::NONE).unwrap();
+    (input.vp_index, input.vtl) = (1, 0);
+    let refused = guest.call(code, input.as_bytes()).0;
+    assert_eq!(refused, HvStatus::INVALID_SYNIC_STATE);
+}
+
+#[test]
+fn vtl2_signals_events_to_the_guest() {
+    let mut guest = with_synic();
+    let input = SignalEventDirect {
+        partition_id: HV_PARTITION_ID_SELF,
+        vp_index: 1,
+        vtl: 0,
+        sint: 3,
+        flag_number: 33,
+    };
+    let code = control(HypercallCode::SIGNAL_EVENT_DIRECT);
+    for newly in [1, 0] {
+        assert_eq!(guest.call(code, input.as_bytes()).0, HvStatus::SUCCESS);
+        assert_eq!(guest.output::<8>(), [newly, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    assert_eq!(guest.processor.load_word(EVENTS + 3 * 256 + 4), 2);
+}
+
+#[test]
+fn vtl2_asserts_interrupts_of_the_guest() {
+    let mut guest = Guest::new();
+    let mut input = AssertVirtualInterrupt {
+        partition_id: HV_PARTITION_ID_SELF,
+        interrupt_type: HvInterruptType::FIXED,
+        flags: Default::default(),
+        destination: 0,
+        vector: 0x41,
+        target_vtl: 0,
+        rsvd: [0; 3],
+    };
+    let code = control(HypercallCode::ASSERT_VIRTUAL_INTERRUPT);
+    let mut assert = |input: &AssertVirtualInterrupt| guest.call(code, input.as_bytes()).0;
+    assert_eq!(assert(&input), HvStatus::SUCCESS);
+    input.vector = 3;
+    assert_eq!(assert(&input), HvStatus::INVALID_PARAMETER);
+    input.target_vtl = 2;
+    assert_eq!(assert(&input), HvStatus::ACCESS_DENIED);
+    input.partition_id = 1;
+    assert_eq!(assert(&input), HvStatus::INVALID_PARTITION_ID);
+    input = AssertVirtualInterrupt {
+        partition_id: HV_PARTITION_ID_SELF,
+        interrupt_type: HvInterruptType::INIT,
+        vector: 0,
+        target_vtl: 0,
+        ..input
+    };
+    guest.vp.vtls[0].vmcb.save.rip = 0x1234;
+    assert_eq!(guest.call(code, input.as_bytes()).0, HvStatus::SUCCESS);
+    // VTL2 sees the registers as INIT leaves them.
+    guest.get(vtl(0), &[HvRegisterName::RIP]);
+    assert_eq!(guest.output::<8>(), 0xfff0_u64.to_le_bytes());
 }

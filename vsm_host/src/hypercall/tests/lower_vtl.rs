@@ -3,7 +3,12 @@
 use super::*;
 
 /// Writes a register of the guest.
-fn set_lower(guest: &mut Guest, vp: u32, name: HvRegisterName, value: [u64; 2]) -> HvStatus {
+pub(super) fn set_lower(
+    guest: &mut Guest,
+    vp: u32,
+    name: HvRegisterName,
+    value: [u64; 2],
+) -> HvStatus {
     let mut input = registers_header(vtl(0), vp);
     let pad = [0; 3];
     let name = name.0;

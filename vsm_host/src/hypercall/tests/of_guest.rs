@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::svm::context;
+use hv_defs::intercept::{AccessMask, InterceptType};
 
 pub(super) const GUEST_INPUT: u64 = GUEST_RAM.start() + 0x1000;
 pub(super) const GUEST_OUTPUT: u64 = GUEST_RAM.start() + 0x2000;
@@ -47,6 +48,91 @@ fn what_is_the_paravisors_is_denied() {
     }
     let unknown = guest.status_of_guest(HypercallCode(2), 0, &[0; 16]);
     assert_eq!(unknown, HvStatus::INVALID_HYPERCALL_CODE);
+}
+
+#[test]
+fn apic_ids_of_the_guest_are_indices() {
+    let mut guest = Guest::in_vtl0();
+    let mut ask = |id: u32| {
+        let header = GetVpIndexFromApicId {
+            partition_id: HV_PARTITION_ID_SELF,
+            target_vtl: HvInputVtl::new(),
+            rsvd: [0; 7],
+        };
+        let mut input = header.as_bytes().to_vec();
+        input.extend(id.to_le_bytes());
+        let code = HypercallCode::GET_VP_INDEX_FROM_APIC_ID;
+        let status = guest.status_of_guest(code, 1, &input);
+        let index = guest.processor.load_word(GUEST_OUTPUT);
+        (status == HvStatus::SUCCESS).then_some(index)
+    };
+    assert_eq!((ask(1), ask(3), ask(4)), (Some(1), Some(3), None));
+}
+
+#[test]
+fn registers_of_vtl2_are_not_shown() {
+    let mut guest = Guest::in_vtl0();
+    let mut get = |target, name: HvRegisterName| {
+        let mut input = registers_header(target, HV_VP_INDEX_SELF);
+        input.extend(name.0.to_le_bytes());
+        guest.status_of_guest(HypercallCode::GET_VP_REGISTERS, 1, &input)
+    };
+    let own = HvInputVtl::new();
+    assert_eq!(get(own, HvRegisterName::TIME_REF_COUNT), HvStatus::SUCCESS);
+    let denied = HvStatus::ACCESS_DENIED;
+    assert_eq!(get(vtl(2), HvRegisterName::VP_INDEX), denied);
+    for name in [
+        HvRegisterName::VSM_PARTITION_CONFIG,
+        HvRegisterName::REG_PAGE,
+    ] {
+        assert_eq!(get(own, name), denied);
+    }
+}
+
+#[test]
+fn what_the_host_does_not_know_vtl2_may_answer() {
+    let mut guest = Guest::in_vtl0();
+    let install = |guest: &Guest, intercept_type| {
+        let input = InstallIntercept {
+            partition_id: HV_PARTITION_ID_SELF,
+            access: AccessMask::new().with_execute(true),
+            intercept_type,
+            parameter: 0,
+        };
+        guest.partition.intercepts().install(&input).unwrap();
+    };
+    let mut message = [0; 256];
+    // Connection 1, type 1.
+    (message[0], message[8]) = (1, 1);
+    let code = HypercallCode::POST_MESSAGE;
+    let unknown = HvStatus::INVALID_CONNECTION_ID;
+    assert_eq!(guest.status_of_guest(code, 0, &message), unknown);
+    install(&guest, InterceptType::UNKNOWN_SYNIC_CONNECTION);
+    assert_eq!(
+        guest.of_guest(control(code), &message),
+        Outcome::Intercepted
+    );
+    let event = control(HypercallCode::SIGNAL_EVENT).with_fast(true);
+    assert_eq!(guest.raw(event.into(), 1, 0), Outcome::Intercepted);
+    // Not what is wrong in itself.
+    message[8] = 0;
+    let wrong = HvStatus::INVALID_PARAMETER;
+    assert_eq!(guest.status_of_guest(code, 0, &message), wrong);
+
+    let retarget = HypercallCode::RETARGET_DEVICE_INTERRUPT;
+    let unknown = HvStatus::INVALID_HYPERCALL_CODE;
+    assert_eq!(guest.status_of_guest(retarget, 0, &[]), unknown);
+    install(
+        &guest,
+        InterceptType::RETARGET_INTERRUPT_WITH_UNKNOWN_DEVICE_ID,
+    );
+    assert_eq!(guest.of_guest(control(retarget), &[]), Outcome::Intercepted);
+    assert_eq!(guest.status_of_guest(HypercallCode(2), 0, &[]), unknown);
+    install(&guest, InterceptType::HYPERCALL);
+    assert_eq!(
+        guest.of_guest(control(HypercallCode(2)), &[]),
+        Outcome::Intercepted
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub mod lapic;
 mod message;
 pub(crate) mod msrs;
 pub(crate) mod protections;
-mod registers;
+pub(crate) mod registers;
 mod switch;
 pub mod synic;
 

@@ -154,6 +154,11 @@ pub fn await_ready(partition: &Partition, vp: &Vp, sints: u16) {
         .await_ready(sints);
 }
 
+/// Which sources those are.
+pub fn awaited(partition: &Partition, vp: &Vp) -> u16 {
+    partition.slots[vp.index as usize].synic.lock().awaited()
+}
+
 /// Which of them can now, once.
 pub fn take_ready(partition: &Partition, vp: &Vp, processor: &impl Processor) -> u16 {
     let memory = partition.memory(Vtl::GUEST, processor);
