@@ -1,5 +1,6 @@
 //! What the machine says: lines with the time of their arrival, in memory and in a file.
 
+use crate::guest_console::Said;
 use std::fs::File;
 use std::io::Read;
 use std::io::Write;
@@ -59,7 +60,7 @@ pub struct Line {
 /// console ends.
 pub type Echo = Box<dyn Write + Send>;
 
-/// What both consoles have said so far. Waits sleep on `changed`.
+/// What the consoles have said so far. Waits sleep on `changed`.
 pub(crate) struct Board {
     pub(crate) started: Instant,
     state: Mutex<State>,
@@ -70,6 +71,8 @@ pub(crate) struct Board {
 pub(crate) struct State {
     pub(crate) host: Transcript,
     pub(crate) vtl2: Transcript,
+    /// Serial ports of the guest, in the order of their connections.
+    pub(crate) guests: Vec<Said>,
 }
 
 /// One console's lines.
@@ -108,7 +111,7 @@ impl Board {
     /// The state. A reader thread that panicked cannot have left it half changed: lines
     /// are only ever pushed.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn push(&self, source: Source, bytes: &[u8]) {
@@ -127,11 +130,6 @@ impl Board {
         self.lock().transcript_mut(source).ended = Some(at);
         self.changed.notify_all();
     }
-}
-
-/// Locks what a panic cannot leave half changed.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Copies a stream to the board and to a file, on a thread of its own, until it ends.

@@ -2,9 +2,12 @@
 //! and a keyboard for it.
 
 use crate::Line;
+use crate::Source;
 use crate::Vm;
-use crate::console::lock;
+use crate::console::Board;
+use crate::console::State;
 use crate::vsock::shut_down;
+use boot_events::Event;
 use std::fs::File;
 use std::io;
 use std::io::Read;
@@ -12,8 +15,6 @@ use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -51,25 +52,20 @@ impl GuestPort {
 /// for the host; dropping it disconnects.
 ///
 /// Waits go forward: each begins behind what the one before it found.
-#[derive(Debug)]
 pub struct GuestConsole {
     stream: File,
     log: PathBuf,
-    shared: Arc<Shared>,
+    board: Arc<Board>,
+    /// Which of the board's guest consoles this is.
+    index: usize,
     /// Bytes that earlier waits went past.
     seen: usize,
     reader: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    started: Instant,
-    said: Mutex<Said>,
-    changed: Condvar,
-}
-
+/// What a serial port has said.
 #[derive(Debug, Default)]
-struct Said {
+pub(crate) struct Said {
     bytes: Vec<u8>,
     /// When the bytes up to an offset were there.
     arrivals: Vec<(usize, Duration)>,
@@ -86,6 +82,18 @@ pub enum GuestConsoleError {
         what: String,
         /// How long.
         waited: Duration,
+        /// Where all that it said is.
+        log: PathBuf,
+        /// The last of it.
+        tail: String,
+    },
+    /// The paravisor says that the guest has stopped.
+    #[error("the guest stopped before it said {what:?}: {cause}; its console ({}) ends with:\n{tail}", log.display())]
+    Stopped {
+        /// What was waited for.
+        what: String,
+        /// What the paravisor said.
+        cause: String,
         /// Where all that it said is.
         log: PathBuf,
         /// The last of it.
@@ -112,44 +120,48 @@ impl Vm {
         })?;
         let stream = address.connect(port.vsock_port())?;
         let log = self.directory().join(port.file_name());
-        GuestConsole::new(stream, log, self.started())
+        GuestConsole::new(stream, log, self.board.clone())
     }
 }
 
 impl GuestConsole {
-    fn new(stream: File, log: PathBuf, started: Instant) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            started,
-            said: Mutex::default(),
-            changed: Condvar::new(),
-        });
-        // A guest that boots twice is connected to twice.
+    fn new(stream: File, log: PathBuf, board: Arc<Board>) -> io::Result<Self> {
+        // A guest that boots twice may be connected to twice.
         let file = File::options().create(true).append(true).open(&log)?;
-        let (input, reader_shared) = (stream.try_clone()?, shared.clone());
+        let index = {
+            let mut state = board.lock();
+            state.guests.push(Said::default());
+            state.guests.len() - 1
+        };
+        let (input, of_reader) = (stream.try_clone()?, board.clone());
         let reader = std::thread::Builder::new()
             .name("guest console".to_owned())
-            .spawn(move || read(input, file, &reader_shared))?;
+            .spawn(move || read(input, file, &of_reader, index))?;
         Ok(Self {
             stream,
             log,
-            shared,
+            board,
+            index,
             seen: 0,
             reader: Some(reader),
         })
     }
 
     /// Waits until the guest has said `text`, a whole line or a part of one. The result is
-    /// all that was said up to it, from behind what the last wait found.
+    /// all that was said up to it, from behind what the last wait found. A guest of which
+    /// the paravisor says that it has stopped is not waited for.
     pub fn wait_for_text(
         &mut self,
         text: &str,
         deadline: Duration,
     ) -> Result<Line, GuestConsoleError> {
         let end = Instant::now() + deadline;
-        let mut said = lock(&self.shared.said);
+        let board = self.board.clone();
+        let mut state = board.lock();
         // What was searched once need not be searched again, but for a match across the end.
         let mut from = self.seen;
         loop {
+            let said = &state.guests[self.index];
             if let Some(at) = find(&said.bytes[from..], text.as_bytes()) {
                 let found = from + at + text.len();
                 let line = Line {
@@ -160,9 +172,18 @@ impl GuestConsole {
                 return Ok(line);
             }
             from = (said.bytes.len() + 1).saturating_sub(text.len()).max(from);
-            let (what, log) = (text.to_owned(), self.log.clone());
+            let (what, log, tail) = (text.to_owned(), self.log.clone(), || said.tail());
+            if let Some(cause) = stopped(&state) {
+                let (cause, tail) = (cause.to_owned(), tail());
+                return Err(GuestConsoleError::Stopped {
+                    what,
+                    cause,
+                    log,
+                    tail,
+                });
+            }
             if said.ended {
-                let tail = said.tail();
+                let tail = tail();
                 return Err(GuestConsoleError::Ended { what, log, tail });
             }
             let Some(left) = end.checked_duration_since(Instant::now()) else {
@@ -170,27 +191,26 @@ impl GuestConsole {
                     what,
                     waited: deadline,
                     log,
-                    tail: said.tail(),
+                    tail: tail(),
                 });
             };
-            said = self
-                .shared
+            state = board
                 .changed
-                .wait_timeout(said, left)
+                .wait_timeout(state, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
     }
 
-    /// Waits until the paravisor closes the connection, as it does when the guest powers off.
-    /// Whether that was within the deadline.
+    /// Waits until the paravisor closes the connection, as it does when the guest powers off,
+    /// or says that the guest has stopped. Whether that was within the deadline.
     pub fn wait_end(&mut self, deadline: Duration) -> bool {
-        let said = lock(&self.shared.said);
+        let over = |state: &State| state.guests[self.index].ended || stopped(state).is_some();
         let waited = self
-            .shared
+            .board
             .changed
-            .wait_timeout_while(said, deadline, |said| !said.ended);
-        waited.unwrap_or_else(PoisonError::into_inner).0.ended
+            .wait_timeout_while(self.board.lock(), deadline, |state| !over(state));
+        over(&waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
     /// Types.
@@ -205,12 +225,12 @@ impl GuestConsole {
 
     /// All that the guest has said since this connection.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&lock(&self.shared.said).bytes).into_owned()
+        String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 
     /// The same, byte for byte.
     pub fn bytes(&self) -> Vec<u8> {
-        lock(&self.shared.said).bytes.clone()
+        self.board.lock().guests[self.index].bytes.clone()
     }
 
     /// The file that keeps what was said.
@@ -245,7 +265,7 @@ impl Said {
 }
 
 /// Reads until the connection ends.
-fn read(mut stream: impl Read, mut file: impl Write, shared: &Shared) {
+fn read(mut stream: impl Read, mut file: impl Write, board: &Board, index: usize) {
     let mut buffer = [0; 4096];
     loop {
         let count = match stream.read(&mut buffer) {
@@ -256,16 +276,31 @@ fn read(mut stream: impl Read, mut file: impl Write, shared: &Shared) {
         };
         // A full disk must not stop the guest; memory still has it.
         let _ = file.write_all(&buffer[..count]);
-        let at = shared.started.elapsed();
-        let mut said = lock(&shared.said);
+        let at = board.started.elapsed();
+        let said = &mut board.lock().guests[index];
         said.bytes.extend_from_slice(&buffer[..count]);
-        let end = said.bytes.len();
-        said.arrivals.push((end, at));
-        drop(said);
-        shared.changed.notify_all();
+        said.arrivals.push((said.bytes.len(), at));
+        board.changed.notify_all();
     }
-    lock(&shared.said).ended = true;
-    shared.changed.notify_all();
+    board.lock().guests[index].ended = true;
+    board.changed.notify_all();
+}
+
+/// What the paravisor says of a guest that does not go on, if it has not begun anew since.
+fn stopped(state: &State) -> Option<&str> {
+    let lines = &state.transcript(Source::Vtl2).lines;
+    let last = lines.iter().rev().find_map(|line| {
+        Event::find(&line.text).filter(|event| {
+            matches!(
+                event,
+                Event::GuestStopped(_) | Event::GuestReset(_) | Event::WorkerReady(_)
+            )
+        })
+    });
+    match last {
+        Some(Event::GuestStopped(cause)) => Some(cause),
+        _ => None,
+    }
 }
 
 fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
@@ -278,6 +313,7 @@ fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console::capture;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
@@ -288,9 +324,10 @@ mod tests {
     fn console() -> (tempfile::TempDir, UnixStream, GuestConsole) {
         let directory = tempfile::tempdir().unwrap();
         let (guest, host) = UnixStream::pair().unwrap();
+        let board = Arc::new(Board::new(Instant::now()));
         let log = directory.path().join(GuestPort::Com1.file_name());
         let stream = File::from(OwnedFd::from(host));
-        let console = GuestConsole::new(stream, log, Instant::now()).unwrap();
+        let console = GuestConsole::new(stream, log, board).unwrap();
         (directory, guest, console)
     }
 
@@ -342,9 +379,28 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_has_stopped_is_not_waited_for() {
+        let (directory, _guest, mut console) = console();
+        let said = format!("[1] {}VP 0: no way\n", boot_events::GUEST_STOPPED_PREFIX);
+        let vtl2 = capture(
+            console.board.clone(),
+            Source::Vtl2,
+            io::Cursor::new(said),
+            File::create(directory.path().join("vtl2")).unwrap(),
+            None,
+        );
+
+        let error = console.wait_for_text("ready", LONG).unwrap_err();
+
+        assert!(error.to_string().contains("VP 0: no way"), "{error}");
+        assert!(console.wait_end(LONG));
+        vtl2.unwrap().join().unwrap();
+    }
+
+    #[test]
     fn a_dropped_console_is_disconnected() {
         let (_directory, mut guest, console) = console();
-        assert!(!{ console }.wait_end(SOON));
+        drop(console);
         assert_eq!(guest.read(&mut [0]).unwrap(), 0);
     }
 }

@@ -174,11 +174,6 @@ impl Vm {
         self.board.started.elapsed()
     }
 
-    /// The start of QEMU.
-    pub(crate) fn started(&self) -> Instant {
-        self.board.started
-    }
-
     /// Process id of QEMU.
     pub fn process_id(&self) -> u32 {
         self.child.id()
