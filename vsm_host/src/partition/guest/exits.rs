@@ -3,6 +3,7 @@
 use super::lapic::{self, Mmio};
 use super::message::{header, instruction};
 use super::msrs::{self, Access, Written};
+use super::synic;
 use crate::hypercall::Outcome;
 use crate::partition::counters::Refused;
 use crate::partition::{Next, Partition, Processor, Vp, exits, gpr};
@@ -12,7 +13,7 @@ use crate::vtl::Vtl;
 use crate::{cpuid, hypercall};
 use hv_defs::intercept::{
     AccessType, ApicEoi, CpuidIntercept, HypercallIntercept, IoPortAccess, IoPortIntercept,
-    MemoryAccess, MemoryIntercept, MsrIntercept,
+    MemoryAccess, MemoryIntercept, MsrIntercept, SintDeliverable,
 };
 use hv_defs::registers::HvRegisterName;
 use hv_defs::synic::HvMessageType;
@@ -156,6 +157,7 @@ impl Partition {
                 vmcb::advance(vp.vmcb_mut(), next_rip);
                 match ended {
                     Some(vector) => self.guest_ended(vp, processor, vector),
+                    None if next == Next::Resume => self.tell_ready_sources(vp, processor),
                     None => next,
                 }
             }
@@ -165,6 +167,22 @@ impl Partition {
             }
             Access::Intercepted => self.intercept_msr(vp, processor, write, next_rip),
         }
+    }
+
+    /// Tells VTL2 of sources that it waits for and that can take a message now; else the
+    /// guest goes on.
+    pub(super) fn tell_ready_sources(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
+        let deliverable_sints = synic::take_ready(self, vp, processor);
+        if deliverable_sints == 0 {
+            return Next::Resume;
+        }
+        let payload = SintDeliverable {
+            header: header(vp, AccessType::EXECUTE, 0),
+            deliverable_sints,
+            reserved: [0; 3],
+        };
+        let kind = HvMessageType::SYNIC_SINT_DELIVERABLE;
+        self.intercepted(vp, processor, kind, payload.as_bytes())
     }
 
     /// The guest has ended a level-triggered interrupt: VTL2, which has the IOAPIC, is told

@@ -61,7 +61,7 @@ impl Partition {
         (save.rax, save.cr2) = (rax, cr2);
         exchange_tsc_aux(vp, processor);
         match check::make_consistent(&mut vp.vmcb_mut().save) {
-            Ok(()) => Ok(Next::Resume),
+            Ok(()) => Ok(self.tell_ready_sources(vp, processor)),
             Err(name) => Ok(self.invalid_register(vp, processor, name)),
         }
     }

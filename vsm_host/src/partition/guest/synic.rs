@@ -163,7 +163,7 @@ pub fn awaited(partition: &Partition, vp: &Vp) -> u16 {
 pub fn take_ready(partition: &Partition, vp: &Vp, processor: &impl Processor) -> u16 {
     let memory = partition.memory(Vtl::GUEST, processor);
     let mut synic = partition.slots[vp.index as usize].synic.lock();
-    if synic.waits() {
+    if synic.awaited() != 0 {
         synic.take_ready(&memory)
     } else {
         0

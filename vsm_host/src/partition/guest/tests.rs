@@ -1,3 +1,6 @@
+mod answers;
+
+use super::Entry;
 use crate::guest_memory::RamAccess;
 use crate::partition::tests::{CODE, FakeProcessor, setup};
 use crate::partition::{Next, Partition, Vp, gpr};
@@ -40,18 +43,24 @@ impl Machine {
             .set_assist_page(&mut vp, &processor, page(ASSIST))
             .unwrap();
         vp.vtls[Vtl::PARAVISOR.index()].register_page = page(REGISTERS);
-        let all_ports = InstallIntercept {
-            partition_id: HV_PARTITION_ID_SELF,
-            access: AccessMask::new().with_read(true).with_write(true),
-            intercept_type: InterceptType::X64_IO_PORT_RANGE,
-            parameter: 0xffff_0000,
-        };
-        partition.intercepts().install(&all_ports).unwrap();
-        Self {
+        let machine = Self {
             partition,
             vp,
             processor,
-        }
+        };
+        machine.install_ports(3);
+        machine
+    }
+
+    /// VTL2 wants these accesses to all ports.
+    fn install_ports(&self, access: u32) {
+        let all_ports = InstallIntercept {
+            partition_id: HV_PARTITION_ID_SELF,
+            access: access.into(),
+            intercept_type: InterceptType::X64_IO_PORT_RANGE,
+            parameter: 0xffff_0000,
+        };
+        self.partition.intercepts().install(&all_ports).unwrap();
     }
 
     /// VTL2 has returned, and the guest runs.
