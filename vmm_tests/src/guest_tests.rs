@@ -22,7 +22,7 @@ use vsm_host_defs::HOST_MEMORY_BASE;
 use vsm_host_defs::HOST_MEMORY_SIZE;
 
 /// When a line that does not come is a failure.
-const DEADLINE: Duration = Duration::from_secs(180);
+const DEADLINE: Duration = Duration::from_secs(120);
 /// How long to wait before looking whether the guest lives.
 const STEP: Duration = Duration::from_secs(5);
 /// VTL2's memory as images ask for it: it begins where the host's ends.
@@ -133,7 +133,13 @@ impl GuestTests {
                 {
                     waited += STEP;
                 }
-                Err(error) => panic!("{error}\n{}", self.vm.vm().report()),
+                Err(error) => {
+                    let state = match self.client.inspect("vm/guest", 8) {
+                        Ok(node) => node.to_string(),
+                        Err(error) => error.to_string(),
+                    };
+                    panic!("{error}\nvm/guest is {state}\n{}", self.vm.vm().report())
+                }
             }
         }
     }

@@ -39,6 +39,7 @@ pub(super) fn is(name: Name) -> bool {
             name,
             Name::APIC_BASE
                 | Name::XFEM
+                | Name::MTRR_DEF_TYPE
                 | Name::INTERNAL_ACTIVITY_STATE
                 | Name::PENDING_INTERRUPTION
                 | Name::INTERRUPT_STATE
@@ -65,6 +66,7 @@ pub(super) fn read<P: Processor>(caller: &mut Caller<'_, P>, name: Name) -> Resu
             lapic::read_msr(partition, vp, processor, APIC_BASE).map_err(bad_value)?
         }
         Name::XFEM => processor.xcr0(),
+        Name::MTRR_DEF_TYPE => vp.mtrr_def_type(),
         Name::INTERNAL_ACTIVITY_STATE => InternalActivity::new()
             .with_startup_suspend(vp.lapic.waits_for_startup())
             .with_halt_suspend(vp.lapic.halted())
@@ -114,6 +116,7 @@ pub(super) fn write<P: Processor>(
             must(cpuid::is_valid_xcr0(offered, value))?;
             processor.set_xcr0(value);
         }
+        Name::MTRR_DEF_TYPE => must(vp.set_mtrr_def_type(value))?,
         Name::INTERNAL_ACTIVITY_STATE => {
             let state = InternalActivity::from_bits(value);
             must(state.reserved_bits_are_zero() && !state.idle_suspend())?;

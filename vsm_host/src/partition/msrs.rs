@@ -76,6 +76,22 @@ impl Mtrrs {
     }
 }
 
+impl Vp {
+    /// The memory type where no other register says one. VTLs share it.
+    pub fn mtrr_def_type(&self) -> u64 {
+        self.mtrrs.def_type
+    }
+
+    /// Changes it; false if the processor has no such value.
+    pub fn set_mtrr_def_type(&mut self, value: u64) -> bool {
+        let is_valid = value & !MTRR_DEF_TYPE_DEFINED == 0;
+        if is_valid {
+            self.mtrrs.def_type = value;
+        }
+        is_valid
+    }
+}
+
 impl Partition {
     /// RDMSR.
     pub fn read_msr(
