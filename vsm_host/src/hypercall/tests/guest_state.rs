@@ -38,6 +38,14 @@ fn the_apic_goes_from_any_mode_to_any_other() {
 }
 
 #[test]
+fn memory_types_are_those_of_all_vtls() {
+    let mut guest = Guest::new();
+    read_back(&mut guest, Name::MTRR_DEF_TYPE, 0x806);
+    assert_eq!(set(&mut guest, Name::MTRR_DEF_TYPE, 1 << 12), BAD_VALUE);
+    assert_eq!(get(&mut guest, Name::MTRR_DEF_TYPE), 0x806);
+}
+
+#[test]
 fn a_vp_waits_for_its_start_or_halts() {
     let mut guest = Guest::new();
     for state in [1, 2, 0] {
