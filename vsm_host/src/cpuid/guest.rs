@@ -24,7 +24,9 @@ const LEAF1_EDX_MANY: u32 = bits(&[28]);
 const LEAF7_EBX_HIDDEN: u32 = bits(&[1, 2, 12, 14, 15, 25]);
 /// Leaf 7 ECX, beside what VTL2 sees: vector instructions.
 const LEAF7_ECX_VECTORS: u32 = bits(&[1, 6, 9, 10, 11, 12, 14]);
-/// Leaf 7 EDX likewise.
+/// Leaf 7 ECX: 57-bit addresses, which VTL2 does not set registers to.
+const LEAF7_ECX_LA57: u32 = bits(&[16]);
+/// Leaf 7 EDX, beside what VTL2 sees: vector instructions.
 const LEAF7_EDX_VECTORS: u32 = bits(&[2, 3, 8, 23]);
 /// The timer of the local APIC does not stop.
 const LEAF6_EAX: u32 = bits(&[2]);
@@ -89,7 +91,7 @@ pub(super) fn answer(
         7 if subleaf == 0 => {
             r[EAX] = 0; // no further subleaves
             r[EBX] &= !LEAF7_EBX_HIDDEN;
-            r[ECX] &= LEAF7_ECX_SHOWN | LEAF7_ECX_VECTORS;
+            r[ECX] &= LEAF7_ECX_SHOWN & !LEAF7_ECX_LA57 | LEAF7_ECX_VECTORS;
             r[EDX] &= LEAF7_EDX_SHOWN | LEAF7_EDX_VECTORS;
         }
         0xb => r = topology(subleaf, id, count),
@@ -210,6 +212,7 @@ mod tests {
         let bare = answer(&asker(0, 1), 1, 0, |_, _| [0; 4]);
         assert_eq!(bare[ECX], bits(&[21, 24, 31]));
         assert_eq!(asked(7, 0)[EBX] & bits(&[5, 16]), bits(&[5, 16]));
+        assert_eq!(asked(7, 0)[ECX] & bits(&[3, 16]), 0);
         assert_eq!(asked(0x8000_0001, 0)[ECX] & 1 << 2, 0);
         assert_eq!(asked(0x8000_000a, 0), [0; 4]);
     }
