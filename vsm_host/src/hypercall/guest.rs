@@ -20,7 +20,7 @@ use hv_defs::registers::{
 };
 use vapic::Apics;
 use x86_defs::apic::ApicBase;
-use x86_defs::msr::{APIC_BASE, MTRR_DEF_TYPE};
+use x86_defs::msr::APIC_BASE;
 use x86_defs::svm::{EventInjection, Vmcb};
 
 const GUEST: usize = Vtl::GUEST.index();
@@ -38,7 +38,6 @@ pub(super) fn is(name: Name) -> bool {
         || matches!(
             name,
             Name::APIC_BASE
-                | Name::MTRR_DEF_TYPE
                 | Name::XFEM
                 | Name::MTRR_DEF_TYPE
                 | Name::INTERNAL_ACTIVITY_STATE
@@ -66,10 +65,6 @@ pub(super) fn read<P: Processor>(caller: &mut Caller<'_, P>, name: Name) -> Resu
         Name::APIC_BASE => {
             lapic::read_msr(partition, vp, processor, APIC_BASE).map_err(bad_value)?
         }
-        // VTLs share the MTRRs.
-        Name::MTRR_DEF_TYPE => partition
-            .read_msr(vp, processor, MTRR_DEF_TYPE)
-            .map_err(bad_value)?,
         Name::XFEM => processor.xcr0(),
         Name::MTRR_DEF_TYPE => vp.mtrr_def_type(),
         Name::INTERNAL_ACTIVITY_STATE => InternalActivity::new()
@@ -116,11 +111,6 @@ pub(super) fn write<P: Processor>(
     let memory = partition.all_memory(Vtl::GUEST, processor);
     match name {
         Name::APIC_BASE => set_apic_base(caller, value)?,
-        Name::MTRR_DEF_TYPE => {
-            partition
-                .write_msr(vp, processor, MTRR_DEF_TYPE, value)
-                .map_err(bad_value)?;
-        }
         Name::XFEM => {
             let [offered, ..] = processor.cpuid(XSAVE_LEAF, 0);
             must(cpuid::is_valid_xcr0(offered, value))?;
