@@ -8,6 +8,7 @@
 
 mod boot;
 mod figure;
+mod guest;
 mod lines;
 mod paravisor;
 mod plain;
@@ -21,6 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask bench boot                   measure and compare with the baseline
   cargo xtask bench paravisor              the same for the control plane
+  cargo xtask bench guest                  the same for what runs under the paravisor
   cargo xtask bench boot --json            for a program
   cargo xtask bench boot --save-baseline   what was measured becomes the baseline";
 
@@ -51,6 +53,8 @@ enum Name {
     Boot,
     /// From QEMU's start to the first answer, round trips, memory of the processes.
     Paravisor,
+    /// What the paravisor costs its guest: boot, exits, work, memory.
+    Guest,
 }
 
 /// Runs the command.
@@ -60,6 +64,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let mut report = match args.name {
         Name::Boot => boot::measure(args.rounds as usize)?,
         Name::Paravisor => paravisor::measure(args.rounds as usize)?,
+        Name::Guest => guest::measure(args.rounds as usize)?,
     };
     report.compare(&baseline);
     if args.json {
@@ -86,6 +91,7 @@ impl Name {
         let file = match self {
             Self::Boot => "baseline.json",
             Self::Paravisor => "paravisor_baseline.json",
+            Self::Guest => "guest_baseline.json",
         };
         workspace_root().join("xtask/src/bench").join(file)
     }

@@ -289,7 +289,7 @@ impl Bench {
 }
 
 /// A client, once the paravisor is ready.
-fn connect(vm: &mut Vm) -> anyhow::Result<Client> {
+pub(super) fn connect(vm: &mut Vm) -> anyhow::Result<Client> {
     vm.wait_for_text(Source::Vtl2, boot_events::READY, DEADLINE)?;
     let address = vm.vsock().context("the machine has no vsock")?;
     Ok(Client::connect_within(diag_address(address), DEADLINE)?)
@@ -318,7 +318,7 @@ fn start_peer(client: &Client) -> anyhow::Result<Process> {
 }
 
 /// The memory of the process with this name.
-fn pss(processes: &Node, name: &str) -> anyhow::Result<f64> {
+pub(super) fn pss(processes: &Node, name: &str) -> anyhow::Result<f64> {
     let process = processes.entries().iter().find(|entry| {
         let found = entry.node.get("name").and_then(Node::as_str);
         found == Some(name)

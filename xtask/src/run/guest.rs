@@ -12,6 +12,7 @@ use boot_events::GUEST_STARTED;
 use boot_events::GUEST_TOUR_ENDED;
 use inspect::printable;
 use qemu::GuestConsole;
+use qemu::GuestConsoleError;
 use qemu::GuestPort;
 use qemu::Line;
 use qemu::Vm;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 /// The kernel's command line. The console is a serial port, and each byte that goes there
 /// costs time: only warnings do before the shell.
-const COMMAND_LINE: &str = "console=ttyS0 quiet";
+pub(crate) const COMMAND_LINE: &str = "console=ttyS0 quiet";
 
 /// Stands for "no initrd".
 const NONE: &str = "none";
@@ -100,7 +101,10 @@ impl GuestArgs {
 }
 
 /// Follows the tour to its end.
-pub(crate) fn tour(console: &mut GuestConsole, deadline: Duration) -> anyhow::Result<Tour> {
+pub(crate) fn tour(
+    console: &mut GuestConsole,
+    deadline: Duration,
+) -> Result<Tour, GuestConsoleError> {
     let started = console.wait_for_text(GUEST_STARTED, deadline)?;
     let ended = console.wait_for_text(GUEST_TOUR_ENDED, deadline)?;
     Ok(Tour::new(started.at, &ended))

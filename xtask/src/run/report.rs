@@ -93,8 +93,10 @@ impl Run<'_> {
         deadline: Duration,
     ) -> anyhow::Result<Option<Tour>> {
         if self.guest == Guest::Tour {
-            let tour = guest::tour(console, deadline).with_context(|| vm.report().to_string())?;
-            return Ok(Some(tour));
+            return match guest::tour(console, deadline) {
+                Ok(tour) => Ok(Some(tour)),
+                Err(error) => anyhow::bail!("{error}\n{}", vm.report()),
+            };
         }
         let ended = console.wait_end(OTHER_GUEST_DEADLINE);
         if !json {

@@ -1,0 +1,345 @@
+//! `bench guest`: what the paravisor costs its guest.
+//!
+//! Everything is compared with plain QEMU in the same minute, in turns: the same Debian
+//! kernel with the same initrd up to its first line, and the same test kernel with the same
+//! work. Costs of single exits come from that test kernel, which counts them in ring 0.
+
+use super::boot::Bench;
+use super::figure::Figure;
+use super::figure::Report;
+use super::figure::Unit;
+use super::figure::median;
+use super::figure::ms;
+use super::paravisor::connect;
+use super::paravisor::pss;
+use crate::artifacts::ImageProfile;
+use crate::cache::Cache;
+use crate::cargo::Workspace;
+use crate::guest::image::GuestParts;
+use crate::guest::initrd;
+use crate::guest::kernel;
+use crate::guest::kernel::Suite;
+use crate::run::event_json;
+use crate::vmm_tests::workspace_root;
+use crate::vsock;
+use anyhow::Context as _;
+use boot_events::Event;
+use boot_events::GUEST_STARTED;
+use qemu::ByteCount;
+use qemu::Exit;
+use qemu::GuestPort;
+use qemu::Machine;
+use qemu::Source;
+use qemu::Vm;
+use qemu::Vsock;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use vsm_host_defs::ExitReason;
+
+/// A hang is not a figure.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// All memory of a machine.
+const MEMORY: ByteCount = ByteCount::gib(1);
+
+/// Numbers of VPs that are booted, and how much longer than on plain QEMU that may take.
+const BOOTS: [(u32, f64); 2] = [(1, 2.0), (4, 2.5)];
+
+/// Limits of the specification.
+const MAX_EVENT_US: f64 = 15.0;
+const MAX_WORK_RATIO: f64 = 1.0 / 0.97;
+const MAX_VTL2_BYTES: f64 = 70.0 * 1_048_576.0;
+
+/// What the test kernel measures, and how often each.
+const TEST_KERNEL: &str = "tests=bench count=2000";
+
+/// Figures of the test kernel: name there, what it is, limit in microseconds.
+const EVENTS: [(&str, &str, Option<f64>); 7] = [
+    (
+        "port_read",
+        "  read of a device's port, by the worker",
+        None,
+    ),
+    (
+        "port_write",
+        "  write of a device's port, by the worker",
+        None,
+    ),
+    ("cpuid", "  CPUID, by the host", None),
+    ("apic_read", "  read of the local APIC, by the host", None),
+    ("self_ipi", "IPI to itself, by the host", Some(MAX_EVENT_US)),
+    ("timer_tick", "timer tick, by the host", Some(MAX_EVENT_US)),
+    ("ipi_ping_pong", "  IPI to another VP and back", None),
+];
+
+/// One boot of Debian under the paravisor.
+struct Boot {
+    started: Duration,
+    control_pss: f64,
+    worker_pss: f64,
+    vtl2_bytes: f64,
+}
+
+/// The files of all machines.
+struct Files {
+    linux: GuestParts,
+    linux_image: PathBuf,
+    test_image: PathBuf,
+    vsock: Vsock,
+}
+
+/// A figure of the test kernel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Ticks {
+    each: f64,
+    /// 0 where nobody told.
+    hz: f64,
+}
+
+/// Boots the machines in turns and makes figures of what was seen.
+pub(super) fn measure(rounds: usize) -> anyhow::Result<Report> {
+    let bench = Bench::new()?;
+    let _lock = bench.lock()?;
+    let files = Files::prepare(&bench)?;
+    let mut boots: BTreeMap<u32, (Vec<Boot>, Vec<f64>)> = BTreeMap::new();
+    let (mut with, mut plain) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}");
+        for (vps, _) in BOOTS {
+            let entry = boots.entry(vps).or_default();
+            entry.0.push(bench.boot_guest(&files, vps)?);
+            entry.1.push(ms(bench.boot_guest_plain(&files, vps)?));
+        }
+        with.push(bench.test_kernel(&files)?);
+        plain.push(bench.test_kernel_plain()?);
+    }
+    let mut report = Report::default();
+    boot_times(&mut report, &boots);
+    events(&mut report, &with, &plain)?;
+    let most = boots.into_iter().next_back();
+    memory(&mut report, &most.context("nothing was booted")?.1.0);
+    Ok(report)
+}
+
+fn boot_times(report: &mut Report, boots: &BTreeMap<u32, (Vec<Boot>, Vec<f64>)>) {
+    for (vps, limit) in BOOTS {
+        let Some((with, plain)) = boots.get(&vps) else {
+            continue;
+        };
+        let with = median(with.iter().map(|boot| ms(boot.started)));
+        let plain = median(plain.iter().copied());
+        report.push(
+            Figure::new(
+                &format!("guest_init_ratio_{vps}_vps"),
+                &format!("QEMU start to the guest's init, against plain QEMU, {vps} VPs"),
+                Unit::Ratio,
+                with / plain,
+            )
+            .at_most(limit),
+        );
+        for (name, what, value) in [
+            ("guest_init", "  with the paravisor", with),
+            ("plain_guest_init", "  plain QEMU", plain),
+        ] {
+            let name = format!("{name}_{vps}_vps_ms");
+            report.push(Figure::new(&name, what, Unit::Ms, value));
+        }
+    }
+}
+
+fn events(
+    report: &mut Report,
+    with: &[BTreeMap<String, Ticks>],
+    plain: &[BTreeMap<String, Ticks>],
+) -> anyhow::Result<()> {
+    let all = |runs: &[BTreeMap<String, Ticks>], name: &str| -> Option<Vec<Ticks>> {
+        runs.iter().map(|run| run.get(name).copied()).collect()
+    };
+    for (name, what, limit) in EVENTS {
+        let ticks = all(with, name).with_context(|| format!("the test kernel has no {name}"))?;
+        let us = median(ticks.iter().map(|ticks| ticks.each / ticks.hz * 1e6));
+        let mut figure = Figure::new(&format!("{name}_us"), what, Unit::Us, us);
+        if let Some(limit) = limit {
+            figure = figure.at_most(limit);
+        }
+        report.push(figure);
+    }
+    let work = |runs| -> anyhow::Result<f64> {
+        let ticks = all(runs, "work").context("the test kernel has no work")?;
+        Ok(median(ticks.iter().map(|ticks| ticks.each)))
+    };
+    let ratio = work(with)? / work(plain)?;
+    let what = "work without exits, time against plain QEMU";
+    report.push(Figure::new("work_ratio", what, Unit::Ratio, ratio).at_most(MAX_WORK_RATIO));
+    Ok(())
+}
+
+fn memory(report: &mut Report, boots: &[Boot]) {
+    let of = |value: fn(&Boot) -> f64| median(boots.iter().map(value));
+    let (vtl2, control, worker) = (
+        of(|boot| boot.vtl2_bytes),
+        of(|boot| boot.control_pss),
+        of(|boot| boot.worker_pss),
+    );
+    let what = "VTL2 memory with a guest of 4 VPs";
+    report.push(
+        Figure::new("vtl2_with_guest_bytes", what, Unit::Bytes, vtl2).at_most(MAX_VTL2_BYTES),
+    );
+    for (name, what, value) in [
+        (
+            "control_with_guest_pss_bytes",
+            "  openvmm_hcl (PSS)",
+            control,
+        ),
+        (
+            "worker_with_guest_pss_bytes",
+            "  underhill_vm (PSS)",
+            worker,
+        ),
+    ] {
+        report.push(Figure::new(name, what, Unit::Bytes, value));
+    }
+}
+
+impl Files {
+    fn prepare(bench: &Bench) -> anyhow::Result<Self> {
+        let cache = Cache::open()?;
+        let linux = GuestParts {
+            kernel: kernel::ensure(&cache, Suite::Bookworm)?.vmlinuz,
+            initrd: Some(initrd::ensure(&Workspace::current()?)?),
+            command_line: crate::run::guest::COMMAND_LINE.to_owned(),
+        };
+        let test_kernel = GuestParts {
+            kernel: bench.artifacts.guest_tests.clone(),
+            initrd: None,
+            command_line: TEST_KERNEL.to_owned(),
+        };
+        let pack = |parts: &GuestParts, name: &str| -> anyhow::Result<PathBuf> {
+            let path = bench.consoles.join(name);
+            let profile = ImageProfile::Release;
+            parts.pack(&bench.artifacts, profile, &workspace_root(), &path)?;
+            Ok(path)
+        };
+        Ok(Self {
+            linux_image: pack(&linux, "guest.igvm")?,
+            test_image: pack(&test_kernel, "guest-tests.igvm")?,
+            linux,
+            vsock: vsock::ensure(&cache)?,
+        })
+    }
+}
+
+impl Bench {
+    fn with_paravisor(&self, files: &Files, image: &Path, vps: u32) -> anyhow::Result<Vm> {
+        let machine = Machine::vsm(&self.artifacts.vsm_host, image)
+            .vps(vps)
+            .memory(MEMORY)
+            .vsock(files.vsock.clone());
+        Ok(machine.start(&self.qemu, &self.consoles.join(format!("guest-{vps}")))?)
+    }
+
+    /// Boots Debian under the paravisor until its init has said its first line.
+    fn boot_guest(&self, files: &Files, vps: u32) -> anyhow::Result<Boot> {
+        let mut vm = self.with_paravisor(files, &files.linux_image, vps)?;
+        let client = connect(&mut vm)?;
+        let mut console = vm.guest_console(GuestPort::Com1)?;
+        let started = console.wait_for_text(GUEST_STARTED, DEADLINE)?.at;
+        let processes = client.inspect("proc", 2)?;
+        let memory = event_json(&vm, |event| match event {
+            Event::Memory(json) => Some(json),
+            _ => None,
+        });
+        let vtl2_bytes = memory["vtl2_bytes"].as_f64().context("vtl2_bytes")?;
+        client.power_off()?;
+        let exit = vm.wait_exit(DEADLINE)?;
+        anyhow::ensure!(
+            exit == Exit::Host(ExitReason::PowerOff),
+            "{exit}, expected an orderly power-off\n{}",
+            vm.report()
+        );
+        Ok(Boot {
+            started,
+            control_pss: pss(&processes, "openvmm_hcl")?,
+            worker_pss: pss(&processes, "underhill_vm")?,
+            vtl2_bytes,
+        })
+    }
+
+    /// The same on QEMU itself; there the console is the third serial port.
+    fn boot_guest_plain(&self, files: &Files, vps: u32) -> anyhow::Result<Duration> {
+        let linux = &files.linux;
+        let initrd = linux.initrd.as_deref().context("the guest has an initrd")?;
+        let machine = Machine::plain(&linux.kernel, initrd)
+            .vps(vps)
+            .memory(MEMORY)
+            .bootarg(linux.command_line.replace("ttyS0", "ttyS2"));
+        let mut vm = machine.start(&self.qemu, &self.consoles.join("guest-plain"))?;
+        let line = vm.wait_for_text(Source::Vtl2, GUEST_STARTED, DEADLINE)?;
+        vm.kill()?;
+        Ok(line.at)
+    }
+
+    /// Runs the test kernel under the paravisor.
+    fn test_kernel(&self, files: &Files) -> anyhow::Result<BTreeMap<String, Ticks>> {
+        let mut vm = self.with_paravisor(files, &files.test_image, 2)?;
+        connect(&mut vm)?;
+        let mut console = vm.guest_console(GuestPort::Com1)?;
+        anyhow::ensure!(
+            console.wait_end(DEADLINE),
+            "the test kernel has not ended\n{}",
+            vm.report()
+        );
+        Ok(figures(&console.text()))
+    }
+
+    /// The same on QEMU itself, with what it says in a file.
+    fn test_kernel_plain(&self) -> anyhow::Result<BTreeMap<String, Ticks>> {
+        let log = self.consoles.join("guest-tests-plain.log");
+        let machine = Machine::plain(&self.artifacts.guest_tests, &self.artifacts.initrd)
+            .vps(2)
+            .bootarg(TEST_KERNEL)
+            .extra([
+                "-chardev".to_owned(),
+                format!("file,id=com1,path={}", log.display()),
+                "-device".to_owned(),
+                "isa-serial,index=0,chardev=com1".to_owned(),
+            ]);
+        let mut vm = machine.start(&self.qemu, &self.consoles.join("guest-plain"))?;
+        vm.wait_exit(DEADLINE)?;
+        let text =
+            std::fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
+        Ok(figures(&text))
+    }
+}
+
+/// Reads lines like `bench port_read count=4096 ticks=123 hz=1000000`.
+fn figures(text: &str) -> BTreeMap<String, Ticks> {
+    let figure = |line: &str| {
+        let mut words = line.trim().strip_prefix("bench ")?.split(' ');
+        let name = words.next()?.to_owned();
+        let mut number = |prefix: &str| words.next()?.strip_prefix(prefix)?.parse::<f64>().ok();
+        let (count, ticks, hz) = (number("count=")?, number("ticks=")?, number("hz=")?);
+        let each = ticks / count;
+        Some((name, Ticks { each, hz }))
+    };
+    text.lines().filter_map(figure).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_test_kernel_are_read_and_others_are_not() {
+        let text = "guest tests: 2\r\nbench port_read count=4 ticks=100 hz=1000\r\nbench x\n";
+        let read = figures(text);
+        let expected = Ticks {
+            each: 25.0,
+            hz: 1000.0,
+        };
+        assert_eq!(read.len(), 1);
+        assert_eq!(read["port_read"], expected);
+    }
+}
