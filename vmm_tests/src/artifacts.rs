@@ -87,6 +87,15 @@ impl Artifacts {
         }
     }
 
+    /// The stock kernel of a suite of Debian.
+    #[track_caller]
+    pub(crate) fn guest_kernel(&self, suite: &str) -> Vec<u8> {
+        match self.guest_kernels.iter().find(|k| k.suite == suite) {
+            Some(kernel) => read(&kernel.vmlinuz),
+            None => panic!("no kernel of {suite}: {:?}", self.guest_kernels),
+        }
+    }
+
     fn read(path: &Path) -> Result<Self, ArtifactsError> {
         let path = path.to_owned();
         let text = match std::fs::read_to_string(&path) {

@@ -8,6 +8,7 @@
 use crate::artifacts::artifacts;
 use crate::artifacts::read;
 use igvm_builder::GuestFiles;
+use igvm_builder::LinuxDirect;
 use igvm_builder::Manifest;
 use igvm_builder::Resources;
 use igvm_builder::manifest::Guest;
@@ -68,12 +69,17 @@ impl Image {
     #[track_caller]
     pub fn with_debian_guest(suite: &str, command_line: &str) -> Self {
         let artifacts = artifacts();
-        let kernel = artifacts.guest_kernels.iter().find(|k| k.suite == suite);
-        let Some(kernel) = kernel else {
-            panic!("no kernel of {suite}: {:?}", artifacts.guest_kernels);
-        };
         let initrd = read(&artifacts.guest_initrd);
-        Self::with_guest(&read(&kernel.vmlinuz), Some(&initrd), command_line)
+        Self::with_guest(&artifacts.guest_kernel(suite), Some(&initrd), command_line)
+    }
+
+    /// An image that has no paravisor.
+    #[track_caller]
+    pub fn without_paravisor(guest: &LinuxDirect<'_>) -> Self {
+        match guest.build() {
+            Ok(bytes) => Self { bytes },
+            Err(error) => panic!("{error}"),
+        }
     }
 
     #[track_caller]

@@ -5,9 +5,11 @@ use crate::Image;
 use crate::Memory;
 use crate::Topology;
 use crate::artifacts::artifacts;
+use crate::artifacts::read;
 use boot_events::Event;
 use diag_client::Client;
 use diag_client::VmAddress;
+use igvm_builder::LinuxDirect;
 use qemu::ByteCount;
 use qemu::Exit;
 use qemu::Line;
@@ -92,6 +94,31 @@ impl Scenario {
             machine: Machine::vsm(artifacts().vsm_host, image).memory(ByteCount::mib(512)),
             directory,
         }
+    }
+
+    /// The host with a stock kernel and the guest's own initrd, and no paravisor: 512 MiB.
+    /// The guest's console is [`Source::Vtl2`]. `suite` is Debian's name of a suite.
+    #[track_caller]
+    pub fn without_paravisor(suite: &str, command_line: &str, vps: u32) -> Self {
+        let memory = ByteCount::mib(512);
+        let artifacts = artifacts();
+        let directory = new_directory(&artifacts);
+        let path = directory.join("linux.igvm");
+        let machine = Machine::without_paravisor(&artifacts.vsm_host, &path)
+            .vps(vps)
+            .memory(memory);
+        let image = Image::without_paravisor(&LinuxDirect {
+            kernel: &artifacts.guest_kernel(suite),
+            initrd: Some(&read(&artifacts.guest_initrd)),
+            command_line,
+            memory: memory.get(),
+            vps,
+            first_apic_id: machine.apic_ids()[0],
+        });
+        std::fs::create_dir_all(&directory)
+            .and_then(|()| std::fs::write(&path, image.bytes()))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { machine, directory }
     }
 
     /// QEMU itself with a kernel of the test's own, and nothing of ours below it. The file
@@ -241,6 +268,17 @@ impl TestVm {
             Exit::Host(expected),
             self.vm.report()
         );
+    }
+
+    /// Waits for the machine to end as one that was switched off or reset.
+    #[track_caller]
+    pub fn expect_normal_end(&mut self) -> Exit {
+        let exit = match self.vm.wait_exit(DEADLINE) {
+            Ok(exit) => exit,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(exit == Exit::Normal, "{exit}\n{}", self.vm.report());
+        exit
     }
 
     /// Waits for the host to refuse the image; the reason.

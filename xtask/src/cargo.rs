@@ -82,18 +82,8 @@ impl Workspace {
         self.build(cache, "build the paravisor binary", |command| {
             Ok(prepare_user_program(command, "underhill_entry"))
         })?;
-        self.build(cache, "build host, shim and test kernels", |command| {
-            bare_metal.apply(command, BARE_METAL_TARGET);
-            for package in BARE_METAL_PACKAGES {
-                // The program only: a library of that name builds with it.
-                command.args(["--package", package, "--bin", package]);
-            }
-            Ok(bare_metal
-                .remapped()?
-                .map(|(from, to)| remap(&from, to))
-                .into_iter()
-                .collect())
-        })?;
+        let step = "build host, shim and test kernels";
+        self.build_bare_metal(cache, bare_metal, step, &BARE_METAL_PACKAGES)?;
         let programs = Programs {
             user_binary: self.program(USER_TARGET, "underhill_entry"),
             vsm_host: self.program(BARE_METAL_TARGET, "vsm_host"),
@@ -112,6 +102,38 @@ impl Workspace {
             anyhow::ensure!(path.is_file(), "cargo left no {}", path.display());
         }
         Ok(programs)
+    }
+
+    /// Builds the host alone.
+    pub(crate) fn build_host(
+        &self,
+        cache: &Cache,
+        bare_metal: &BareMetal,
+    ) -> anyhow::Result<PathBuf> {
+        const PACKAGE: &str = "vsm_host";
+        self.build_bare_metal(cache, bare_metal, "build the host", &[PACKAGE])?;
+        Ok(self.program(BARE_METAL_TARGET, PACKAGE))
+    }
+
+    fn build_bare_metal(
+        &self,
+        cache: &Cache,
+        bare_metal: &BareMetal,
+        step: &str,
+        packages: &[&str],
+    ) -> anyhow::Result<()> {
+        self.build(cache, step, |command| {
+            bare_metal.apply(command, BARE_METAL_TARGET);
+            for package in packages {
+                // The program only: a library of that name builds with it.
+                command.args(["--package", package, "--bin", package]);
+            }
+            Ok(bare_metal
+                .remapped()?
+                .map(|(from, to)| remap(&from, to))
+                .into_iter()
+                .collect())
+        })
     }
 
     /// Builds the test image's own program. Not together with the paravisor binary, which

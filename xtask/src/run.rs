@@ -36,6 +36,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod alone;
 mod diag;
 pub(crate) mod guest;
 mod guest_terminal;
@@ -65,6 +66,7 @@ Examples:
   cargo xtask run --kernel bzImage --initrd initrd.gz --cmdline 'console=ttyS0'
   cargo xtask run --no-guest --dev           the terminal is a shell in VTL2 (Ctrl-] ends)
   cargo xtask run --exit-after-boot --json   stages, milestones and the tour for a program
+  cargo xtask run --no-paravisor             the guest alone, with QEMU's devices
   cargo xtask run --gdb                      wait for `gdb -ex 'target remote :1234'`
   cargo xtask run --config vm.json           with a configuration, checked first
   cargo xtask run --timeline boot.html       the boot as a picture
@@ -85,6 +87,12 @@ pub(crate) struct Args {
     vtl2_memory: Option<ByteCount>,
     #[command(flatten)]
     guest: GuestArgs,
+    /// The guest alone: it has the whole machine, with QEMU's devices. The yardstick for
+    /// what the paravisor costs.
+    #[arg(long, conflicts_with_all = [
+        "dev", "igvm", "config", "timeline", "append", "vtl2_memory", "no_guest",
+    ])]
+    no_paravisor: bool,
     /// Boot the image that has a shell in VTL2.
     #[arg(long)]
     dev: bool,
@@ -124,6 +132,9 @@ pub(crate) struct Args {
 pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let attended = on_terminal && !args.exit_after_boot && !args.json;
+    if args.no_paravisor {
+        return alone::run(&args, attended);
+    }
     let profile = args.profile();
     let config = args.load_config()?;
     let prepared = artifacts::prepare()?;

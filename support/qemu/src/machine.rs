@@ -64,6 +64,8 @@ pub struct Machine {
     memory: ByteCount,
     accel: Accel,
     parked: bool,
+    /// There is no paravisor: the console is the guest's.
+    alone: bool,
     host_options: Vec<String>,
     bootargs: Vec<String>,
     nic: Option<String>,
@@ -113,6 +115,14 @@ impl Machine {
         })
     }
 
+    /// `vsm_host` and an IGVM file that has a guest and no paravisor. The console, which is
+    /// VTL2's otherwise, is the guest's COM1.
+    pub fn without_paravisor(host: impl Into<PathBuf>, image: impl Into<PathBuf>) -> Self {
+        let mut machine = Self::vsm(host, image);
+        machine.alone = true;
+        machine
+    }
+
     /// Plain QEMU: a kernel with nothing below it. The baseline of benches.
     pub fn plain(kernel: impl Into<PathBuf>, initrd: impl Into<PathBuf>) -> Self {
         Self::new(Payload::Linux {
@@ -125,6 +135,7 @@ impl Machine {
         Self {
             parked: matches!(payload, Payload::Host { .. }),
             payload,
+            alone: false,
             vps: 1,
             memory: ByteCount::gib(1),
             accel: Accel::Tcg,
@@ -353,9 +364,13 @@ impl Machine {
                 format!("isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize={DEBUG_EXIT_PORT_SIZE}"),
             );
         }
-        // COM3. After the debug console, because a shared terminal types into the device
-        // that was named last.
-        line.option("-device", format!("isa-serial,index=2,chardev={vtl2}"));
+        // COM3, or COM1. After the debug console, because a shared terminal types into the
+        // device that was named last.
+        let index = if self.alone { 0 } else { 2 };
+        line.option(
+            "-device",
+            format!("isa-serial,index={index},chardev={vtl2}"),
+        );
     }
 
     fn vsock_device(&self, line: &mut CommandLine, wiring: Wiring) {

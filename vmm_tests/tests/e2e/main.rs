@@ -1,5 +1,6 @@
 //! The stack, booted for real. Started by `cargo xtask vmm-tests`.
 
+mod alone;
 mod boot;
 mod command_line;
 mod config;

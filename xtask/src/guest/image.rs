@@ -63,6 +63,28 @@ impl GuestParts {
         Ok(image.bytes)
     }
 
+    /// An image with this guest and without a paravisor, for a machine of this size.
+    pub(crate) fn pack_alone(
+        &self,
+        memory: u64,
+        vps: u32,
+        first_apic_id: u32,
+    ) -> anyhow::Result<Vec<u8>> {
+        let files = self.read()?;
+        let direct = igvm_builder::LinuxDirect {
+            kernel: &files.kernel,
+            initrd: files.initrd.as_deref(),
+            command_line: &self.command_line,
+            memory,
+            vps,
+            first_apic_id,
+        };
+        direct.build().with_context(|| {
+            let memory = human_size(memory);
+            format!("guest of {self} in a machine with {memory} of memory")
+        })
+    }
+
     /// Checks that the guest of `image` has room in what a machine leaves to it.
     pub(crate) fn check_memory(&self, image: &[u8], machine: &Machine<'_>) -> anyhow::Result<()> {
         let size = human_size(machine.memory);

@@ -65,6 +65,14 @@ fn the_whole_command_line_of_the_stack() {
 }
 
 #[test]
+fn the_console_is_com1_of_a_guest_without_paravisor() {
+    let machine = Machine::without_paravisor("vsm_host", "linux.igvm");
+    let arguments = arguments(&machine).join(" ");
+    assert!(arguments.contains("isa-serial,index=0,"), "{arguments}");
+    assert!(!arguments.contains("index=2"), "{arguments}");
+}
+
+#[test]
 fn one_vcpu_more_than_vps_is_given_and_parked() {
     assert_eq!(value(&stack().vps(16), "-smp"), "17");
     assert_eq!(stack().vps(2).apic_ids(), [1, 2]);
