@@ -2,6 +2,7 @@
 
 use hv_defs::hypercall::HvStatus;
 use hv_defs::hypercall::HypercallCode;
+use hv_defs::registers::HvRegisterName;
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -28,16 +29,22 @@ pub enum Error {
     #[error("kernel: there are no register pages, expected one for each CPU")]
     NoRegisterPage,
     /// The host refuses.
-    #[error("hypercall {code:?} for {what}: {status:?} after {reps} repetitions")]
+    #[error("hypercall {code:?}: {status:?}")]
     Hypercall {
         /// The hypercall.
         code: HypercallCode,
-        /// What it was for.
-        what: &'static str,
         /// What the host says.
         status: HvStatus,
-        /// What it had done.
-        reps: u16,
+    },
+    /// The host refuses one of several registers.
+    #[error("hypercall {code:?} for register {register:?}: {status:?}")]
+    Register {
+        /// The hypercall.
+        code: HypercallCode,
+        /// The first register that it refuses.
+        register: HvRegisterName,
+        /// What the host says.
+        status: HvStatus,
     },
     /// More CPUs than the driver's files have room for.
     #[error("{0} VPs, expected at most {max}", max = u16::MAX)]

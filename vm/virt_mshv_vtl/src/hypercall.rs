@@ -72,7 +72,7 @@ impl Hypercalls {
             intercept_type: what,
             parameter,
         };
-        self.simple(HypercallCode::INSTALL_INTERCEPT, "an intercept", &input)
+        self.simple(HypercallCode::INSTALL_INTERCEPT, &input)
     }
 
     /// Asserts an interrupt of VTL0.
@@ -92,8 +92,7 @@ impl Hypercalls {
             target_vtl: 0,
             rsvd: [0; 3],
         };
-        let code = HypercallCode::ASSERT_VIRTUAL_INTERRUPT;
-        self.simple(code, "an interrupt", &input)
+        self.simple(HypercallCode::ASSERT_VIRTUAL_INTERRUPT, &input)
     }
 
     /// Reads registers of the VP that the caller runs on.
@@ -109,8 +108,7 @@ impl Hypercalls {
             input.extend_from_slice(name.0.as_bytes());
         }
         let code = HypercallCode::GET_VP_REGISTERS;
-        let registers = "registers";
-        self.repeated(code, registers, names.len(), &input, values.as_mut_bytes())
+        self.repeated(code, names.iter().copied(), &input, values.as_mut_bytes())
     }
 
     /// Writes registers of the VP that the caller runs on.
@@ -131,7 +129,8 @@ impl Hypercalls {
                 input.extend_from_slice(assoc.as_bytes());
             }
             let code = HypercallCode::SET_VP_REGISTERS;
-            self.repeated(code, "registers", chunk.len(), &input, &mut [])?;
+            let names = chunk.iter().map(|(name, _)| *name);
+            self.repeated(code, names, &input, &mut [])?;
         }
         Ok(())
     }
@@ -139,35 +138,54 @@ impl Hypercalls {
     fn simple(
         &self,
         code: HypercallCode,
-        what: &'static str,
         input: &(impl IntoBytes + Immutable),
     ) -> Result<(), Error> {
-        self.repeated(code, what, 0, input.as_bytes(), &mut [])
+        let control = HypercallControl::new().with_code(code.0);
+        let result = self.call(control, input.as_bytes(), &mut [])?;
+        match HvStatus(result.status()) {
+            HvStatus::SUCCESS => Ok(()),
+            status => Err(Error::Hypercall { code, status }),
+        }
     }
 
+    /// A call with an element for each of `names`.
     fn repeated(
         &self,
         code: HypercallCode,
-        what: &'static str,
-        reps: usize,
+        mut names: impl ExactSizeIterator<Item = HvRegisterName>,
         input: &[u8],
         output: &mut [u8],
     ) -> Result<(), Error> {
-        self.calls.fetch_add(1, Relaxed);
         let control = HypercallControl::new()
             .with_code(code.0)
-            .with_rep_count(reps as u16);
-        let result = self.file.call(control.into(), input, output);
-        let result = HypercallResult::from(result.map_err(kernel("make a hypercall"))?);
-        match HvStatus(result.status()) {
-            HvStatus::SUCCESS => Ok(()),
-            status => Err(Error::Hypercall {
-                code,
-                what,
-                status,
-                reps: result.reps_completed(),
-            }),
+            // The input would not fit into its page before this did not into its bits.
+            .with_rep_count(names.len() as u16);
+        let result = self.call(control, input, output)?;
+        let status = HvStatus(result.status());
+        if status == HvStatus::SUCCESS {
+            return Ok(());
         }
+        Err(match names.nth(result.reps_completed().into()) {
+            Some(register) => Error::Register {
+                code,
+                register,
+                status,
+            },
+            None => Error::Hypercall { code, status },
+        })
+    }
+
+    fn call(
+        &self,
+        control: HypercallControl,
+        input: &[u8],
+        output: &mut [u8],
+    ) -> Result<HypercallResult, Error> {
+        self.calls.fetch_add(1, Relaxed);
+        let result = self.file.call(control.into(), input, output);
+        result
+            .map(HypercallResult::from)
+            .map_err(kernel("make a hypercall"))
     }
 }
 

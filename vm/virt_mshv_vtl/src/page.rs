@@ -269,3 +269,75 @@ impl RegisterPage {
 const fn page_gp_offset(index: usize) -> usize {
     offset_of!(HvX64RegisterPage, gprs) + 8 * index
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::MemfdFlags;
+    use std::os::fd::AsFd;
+
+    /// A file with the pages of CPU 0, as the driver has one.
+    fn pages() -> (Run, RegisterPage) {
+        let file = rustix::fs::memfd_create("vtl", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, mshv_defs::register_page_offset(1)).unwrap();
+        let run = Run::map(file.as_fd(), 0).unwrap();
+        (run, RegisterPage::map(file.as_fd(), 0).unwrap())
+    }
+
+    #[test]
+    fn a_stack_pointer_does_not_become_cr2() {
+        let (run, _) = pages();
+        run.set_cr2(7);
+
+        for number in 0..16 {
+            run.set_gp_at(number, 0x100);
+        }
+
+        assert_eq!(run.cr2(), 7);
+        assert_eq!((run.gp(Gp::Rbx), run.gp(Gp::Rbp)), (0x100, 0x100));
+    }
+
+    #[test]
+    fn sse_registers_do_not_touch_each_other() {
+        let (run, _) = pages();
+        run.reset_fx();
+
+        for register in 0..16 {
+            run.set_xmm(register, u128::MAX - u128::from(register));
+        }
+
+        for register in 0..16 {
+            assert_eq!(run.xmm(register), u128::MAX - u128::from(register));
+        }
+    }
+
+    #[test]
+    fn changes_are_marked_until_they_are_forgotten() {
+        let (_, page) = pages();
+
+        page.set_rip(0x1234);
+        page.set_rflags(2);
+        page.set_gp(&[5; 16]);
+
+        let dirty = RegisterPageDirty::from(page.dirty().load(Relaxed));
+        assert!(dirty.instruction_pointer() && dirty.flags() && dirty.general_purpose());
+        assert!(!dirty.segments() && !dirty.xmm());
+        assert_eq!((page.rip(), page.rflags(), page.rsp()), (0x1234, 2, 5));
+        page.forget_changes();
+        assert_eq!(page.dirty().load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_page_of_another_vtl_is_not_valid() {
+        let (_, page) = pages();
+        assert!(!page.is_valid());
+        page.0
+            .half(0)
+            .store(u32::from_le_bytes([1, 0, 1, 0]), Relaxed);
+        assert!(page.is_valid());
+        page.0
+            .half(0)
+            .store(u32::from_le_bytes([1, 0, 1, 1]), Relaxed);
+        assert!(!page.is_valid());
+    }
+}

@@ -107,6 +107,7 @@ pub(crate) fn rest_at_reset(vp: u32, waits: bool) -> Vec<(Name, RegisterValue)> 
             Name::DELIVERABILITY_NOTIFICATIONS,
             DeliverabilityNotifications::new().into(),
         ),
+        (Name::VP_ASSIST_PAGE, 0),
         (Name::SCONTROL, 0),
         (Name::SIEFP, 0),
         (Name::SIMP, 0),
