@@ -79,7 +79,7 @@ pub struct Unsupported {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Reason {
     /// The bytes are no instruction that the decoder knows.
-    #[error("not a known instruction")]
+    #[error("not an instruction that the decoder knows (AVX is none)")]
     Undecodable,
     /// The instruction is not among those that are emulated.
     #[error("this form of the instruction is not emulated")]
