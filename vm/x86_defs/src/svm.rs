@@ -87,6 +87,8 @@ pub struct Intercepts4 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromZeros)]
 #[repr(u64)]
 pub enum ExitCode {
+    /// Write of CR8.
+    CR8_WRITE = 0x18,
     /// Physical interrupt.
     INTR = 0x60,
     /// NMI.

@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod context;
+pub mod cr8;
 pub mod fetch;
 pub mod idle;
 pub mod nmi;

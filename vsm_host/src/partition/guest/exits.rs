@@ -54,8 +54,10 @@ impl Partition {
                 // Somebody wants this CPU to look again at what there is to do.
                 Next::Resume
             }
-            ExitCode::VINTR => {
-                lapic::window_exit(vp);
+            // What waits can be taken, which is looked at before the entry.
+            ExitCode::VINTR => Next::Resume,
+            ExitCode::CR8_WRITE => {
+                lapic::write_cr8(self, vp, processor);
                 Next::Resume
             }
             // An NMI may come after it, which `svm::nmi` has noted.

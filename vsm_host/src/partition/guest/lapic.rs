@@ -19,10 +19,10 @@ use super::{Entry, synic};
 use crate::clock::Frequencies;
 use crate::guest_memory::GuestMemory;
 use crate::partition::{Partition, Processor, Vp, gpr};
-use crate::svm::context;
 use crate::svm::nmi::Nmis;
 use crate::svm::store::{self, Access};
 use crate::svm::vmcb::{self, Exception};
+use crate::svm::{context, cr8};
 use crate::vtl::Vtl;
 use igvm_loader::StartContext;
 use vapic::{
@@ -41,6 +41,8 @@ const MAX_PERIODIC_HZ: u64 = 10_000;
 /// injected, is looked at again so many times per second.
 const NMI_RETRY_HZ: u64 = 20_000;
 
+/// Bit of `intercept_cr`.
+const CR8_WRITES: u32 = 1 << (16 + 8);
 /// Size of a page, as a segment base counts it.
 const PAGE_SHIFT: u32 = 12;
 
@@ -51,9 +53,6 @@ pub struct GuestApic {
     halted: bool,
     /// INIT and start-up that the registers do not show yet.
     collected: Collected,
-    /// The processor says that an interrupt could be taken whose priority CR8 equals. The
-    /// manual wants a higher one; QEMU does so.
-    exits_at_equal: bool,
 }
 
 impl GuestApic {
@@ -70,7 +69,6 @@ impl GuestApic {
             }),
             halted: false,
             collected: Collected::default(),
-            exits_at_equal: false,
         }
     }
 
@@ -223,12 +221,26 @@ pub fn halt(vp: &mut Vp) {
     vp.lapic.halted = true;
 }
 
-/// An interrupt that has waited for IF or CR8 could be taken.
-pub fn window_exit(vp: &mut Vp) {
-    let interrupts = vp.vtls[GUEST].vmcb.control.virtual_interrupt;
-    if !interrupts.ignore_tpr() && interrupts.priority() == interrupts.tpr() {
-        vp.lapic.exits_at_equal = true;
+/// MOV to CR8, at which the VP stands.
+pub fn write_cr8(partition: &Partition, vp: &mut Vp, processor: &impl Processor) {
+    let memory = partition.memory(Vtl::GUEST, processor);
+    let vmcb = &mut vp.vtls[GUEST].vmcb;
+    let Some(cr8::Write { source, next_rip }) = cr8::write_at(&memory, &vmcb.save) else {
+        vmcb::inject(vmcb, Exception::InvalidOpcode);
+        return;
+    };
+    let value = match source {
+        gpr::RAX => vmcb.save.rax,
+        gpr::RSP => vmcb.save.rsp,
+        _ => vp.gprs[source],
+    };
+    if value > 0xf {
+        vmcb::inject(vmcb, Exception::GeneralProtection);
+        return;
     }
+    vmcb.control.virtual_interrupt.set_tpr(value as u8);
+    vmcb::advance(vmcb, next_rip);
+    sync_tpr(vp);
 }
 
 /// Brings the registers of VTL0 up to date before VTL2 reads or writes them: an INIT that
@@ -411,7 +423,6 @@ fn carry_out(vp: &mut Vp, plan: Plan) -> bool {
         interrupt_window,
         nmi_window,
     } = plan;
-    let exits_at_equal = vp.lapic.exits_at_equal;
     let state = &mut vp.vtls[GUEST];
     match inject {
         Some(Injection::Nmi) => state.nmis.inject(&mut state.vmcb),
@@ -424,35 +435,24 @@ fn carry_out(vp: &mut Vp, plan: Plan) -> bool {
     if state.vmcb.control.event_injection.valid() {
         vp.lapic.halted = false;
     }
-    open_window(&mut state.vmcb, interrupt_window, exits_at_equal);
+    open_window(&mut state.vmcb, interrupt_window);
     nmi_window && state.nmis != Nmis::Handled
 }
 
-/// Makes the processor exit when an interrupt can be taken, or not.
-fn open_window(vmcb: &mut Vmcb, window: Option<Window>, exits_at_equal: bool) {
-    let mut interrupts = vmcb
-        .control
-        .virtual_interrupt
-        .with_masking(true)
-        .with_irq(window.is_some());
-    if let Some(Window {
-        mut priority,
-        ignore_tpr,
-    }) = window
-    {
-        if exits_at_equal && priority == interrupts.tpr() {
-            // It would exit for ever.
-            priority = priority.saturating_sub(1);
-        }
-        interrupts = interrupts
-            .with_priority(priority)
-            .with_ignore_tpr(ignore_tpr);
-    }
-    vmcb.control.virtual_interrupt = interrupts;
-    let word = &mut vmcb.control.intercepts3;
-    *word = Intercepts3::from_bits(*word)
-        .with_vintr(window.is_some())
+/// Makes the processor exit when an interrupt can be taken, or not. Where CR8 holds it
+/// back, its next write is looked at; where IF does, that is the processor's to see.
+fn open_window(vmcb: &mut Vmcb, window: Option<Window>) {
+    let control = &mut vmcb.control;
+    let interrupts = control.virtual_interrupt.with_masking(true);
+    let waits_for_flag =
+        window.is_some_and(|window| window.ignore_tpr || window.priority > interrupts.tpr());
+    control.virtual_interrupt = interrupts
+        .with_irq(waits_for_flag)
+        .with_ignore_tpr(waits_for_flag);
+    control.intercepts3 = Intercepts3::from_bits(control.intercepts3)
+        .with_vintr(waits_for_flag)
         .into_bits();
+    control.intercept_cr = if window.is_some() { CR8_WRITES } else { 0 };
 }
 
 /// Takes CR8 over from the block.

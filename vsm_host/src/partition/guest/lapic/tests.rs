@@ -89,33 +89,54 @@ fn what_others_post_is_injected_and_a_vp_that_runs_is_called() {
 #[test]
 fn an_interrupt_waits_for_the_flag_and_for_the_priority() {
     let (partition, mut vp, processor) = guest();
+    let window = |vp: &Vp| {
+        let control = &vp.vtls[GUEST].vmcb.control;
+        assert_eq!(control.virtual_interrupt.irq(), intercepts(vp).vintr());
+        (control.virtual_interrupt.irq(), control.intercept_cr != 0)
+    };
     vp.vmcb_mut().save.rflags = 2;
     post(&partition, &processor, 0, 0x41, false);
     assert_eq!(run(&partition, &mut vp, &processor), Entry::Run);
-    assert_eq!(injected(&vp), None);
-    let window = vp.vmcb().control.virtual_interrupt;
-    assert!(window.irq() && window.priority() == 4 && window.masking());
-    assert!(intercepts(&vp).vintr());
+    assert_eq!((injected(&vp), window(&vp)), (None, (true, true)));
+    // mov cr8, rdx: the priority of what waits, a bad value, one less.
+    let cr8 = |vp: &mut Vp, value| {
+        let memory = partition.memory(Vtl::GUEST, &processor);
+        memory.write(CODE, &[0x44, 0x0f, 0x22, 0xc2]).unwrap();
+        exit(&partition, vp, &processor, ExitCode::CR8_WRITE);
+        vp.gprs[gpr::RDX] = value;
+        vp.vmcb_mut().save.rip = CODE;
+        write_cr8(&partition, vp, &processor);
+        (injected(vp), vp.vmcb().save.rip)
+    };
     vp.vmcb_mut().save.rflags |= RFLAGS_IF;
-    // The guest raises CR8, without an exit.
-    let control = &mut vp.vmcb_mut().control.virtual_interrupt;
-    control.set_tpr(4);
-    exit(&partition, &mut vp, &processor, ExitCode::VINTR);
-    window_exit(&mut vp);
+    assert_eq!(cr8(&mut vp, 4), (None, CODE + 4));
     assert_eq!(
         read_msr(&partition, &mut vp, &processor, TPR).unwrap(),
         0x40
     );
     assert_eq!(before_entry(&partition, &mut vp, &processor), Entry::Run);
-    assert_eq!(injected(&vp), None);
-    // This processor would exit again and again.
-    assert_eq!(vp.vmcb().control.virtual_interrupt.priority(), 3);
-    exit(&partition, &mut vp, &processor, ExitCode::MSR);
-    write(&partition, &mut vp, &processor, TPR, 0x30);
-    assert_eq!(vp.vmcb().control.virtual_interrupt.tpr(), 3);
+    assert_eq!((injected(&vp), window(&vp)), (None, (false, true)));
+    assert_eq!(cr8(&mut vp, 0x10), (Some((3, 13)), CODE));
+    assert_eq!(cr8(&mut vp, 3), (None, CODE + 4));
     assert_eq!(before_entry(&partition, &mut vp, &processor), Entry::Run);
-    assert_eq!(injected(&vp), Some((0, 0x41)));
-    assert!(!intercepts(&vp).vintr());
+    assert_eq!(
+        (injected(&vp), window(&vp)),
+        (Some((0, 0x41)), (false, false))
+    );
+}
+
+#[test]
+fn the_register_and_cr8_are_one() {
+    let (partition, mut vp, processor) = guest();
+    write(&partition, &mut vp, &processor, TPR, 0x35);
+    assert_eq!(vp.vmcb().control.virtual_interrupt.tpr(), 3);
+    // Without an exit.
+    vp.vmcb_mut().control.virtual_interrupt.set_tpr(7);
+    exit(&partition, &mut vp, &processor, ExitCode::CPUID);
+    assert_eq!(
+        read_msr(&partition, &mut vp, &processor, TPR).unwrap(),
+        0x70
+    );
 }
 
 #[test]
