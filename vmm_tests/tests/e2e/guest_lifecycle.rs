@@ -39,7 +39,7 @@ fn guest(vps: u32, test: &str, config: Option<&str>) -> GuestTests {
 }
 
 /// The guest ends in this way, the paravisor tells it with these words, and lives on.
-fn is_contained(vps: u32, test: &str, words: &[&str]) {
+fn is_contained(vps: u32, test: &str, words: &[&str]) -> String {
     let mut guest = guest(vps, test, None);
     guest.expect_line(&format!("test {test} ends the machine"));
     let cause = guest
@@ -55,6 +55,7 @@ fn is_contained(vps: u32, test: &str, words: &[&str]) {
     guest.check_forbidden();
     guest.client().power_off().unwrap();
     guest.vm().expect_exit(ExitReason::PowerOff);
+    guest.vm().console(Source::Vtl2)
 }
 
 #[test]
@@ -101,7 +102,11 @@ fn a_triple_fault_of_another_vp_is_told() {
 
 #[test]
 fn a_crash_message_of_the_guest_is_told() {
-    is_contained(1, "end.crash_message", &["the guest crashes on purpose"]);
+    let console = is_contained(1, "end.crash_message", &["VP 0", "guest crash"]);
+    assert!(
+        console.contains("the guest crashes on purpose"),
+        "{console}"
+    );
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! What a guest may and may not do, from inside: the kernel `guest_tests` runs in VTL0,
 //! ring 0.
 
+use guest_tests::pattern::Checksum;
+use guest_tests::pattern::LINE;
+use guest_tests::pattern::Pattern;
+use guest_tests::pattern::SEED_RECEIVED;
+use guest_tests::pattern::SEED_SENT;
 use qemu::Exit;
 use qemu::Source;
 use std::time::Duration;
@@ -47,8 +52,40 @@ fn a_guest_sees_a_pc_with_hyper_v() {
 }
 
 #[test]
-fn a_guests_interrupts_and_timers_work() {
-    passes(1, "tests=apic,timer,devices,synic", &[]);
+fn a_guests_interrupts_have_their_order() {
+    passes(1, "tests=apic", &[]);
+}
+
+#[test]
+fn a_guests_timers_and_devices_work() {
+    passes(1, "tests=timer,devices,synic", &[]);
+}
+
+#[test]
+fn the_serial_port_loses_nothing_in_either_direction() {
+    /// Bytes in each direction.
+    const COUNT: usize = 128 << 10;
+    let arguments = format!("tests=serial.sends,serial.receives,serial.echoes count={COUNT}");
+    let mut guest = GuestTests::start(Scenario::guest_tests(1, &arguments));
+    guest.expect_line(&format!("note serial sends {COUNT}"));
+    let sent: Vec<u8> = Pattern::new(SEED_SENT).take(COUNT).collect();
+    for line in sent.chunks(LINE) {
+        assert_eq!(guest.line().as_bytes(), line);
+    }
+    let sum = guest.expect_line("note serial sent ");
+    let expected = Checksum::of_pattern(SEED_SENT, COUNT);
+    assert!(sum.ends_with(&format!("{:#x}", expected.0)), "{sum}");
+
+    let typed: Vec<u8> = Pattern::new(SEED_RECEIVED).take(COUNT).collect();
+    guest.expect_line(&format!("note serial receives {COUNT}"));
+    guest.console().send(&typed).unwrap();
+    guest.expect_line("test serial.receives ok");
+
+    guest.expect_line(&format!("note serial echoes {COUNT}"));
+    guest.console().send(&typed).unwrap();
+    assert_eq!(guest.line().as_bytes(), typed);
+    guest.expect_line("test serial.echoes ok");
+    guest.expect_power_off();
 }
 
 #[test]
