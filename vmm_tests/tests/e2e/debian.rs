@@ -17,9 +17,9 @@ use vsm_host_defs::ExitReason;
 /// that others use as well.
 const DEADLINE: Duration = Duration::from_secs(240);
 /// Bytes that are sent to the guest.
-const ECHOED: usize = 64 << 10;
+const ECHOED: usize = 8 << 10;
 /// Lines that the guest sends.
-const LINES: usize = 4_000;
+const LINES: usize = 250;
 
 /// A running guest.
 struct Guest {

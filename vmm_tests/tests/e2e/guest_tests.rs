@@ -64,7 +64,7 @@ fn a_guests_timers_and_devices_work() {
 #[test]
 fn the_serial_port_loses_nothing_in_either_direction() {
     /// Bytes in each direction.
-    const COUNT: usize = 128 << 10;
+    const COUNT: usize = 4 << 10;
     let arguments = format!("tests=serial.sends,serial.receives,serial.echoes count={COUNT}");
     let mut guest = GuestTests::start(Scenario::guest_tests(1, &arguments));
     guest.expect_line(&format!("note serial sends {COUNT}"));

@@ -5,7 +5,7 @@
 use super::{Machine, Needs, Test, test};
 use crate::ensure;
 use crate::machine::console::{COM1, Console, DATA_READY, LINE_STATUS, OVERRUN, put};
-use crate::machine::ports::inb;
+use crate::machine::ports::{inb, outb};
 use crate::pattern::{Checksum, LINE, Pattern, SEED_RECEIVED, SEED_SENT};
 use crate::report::TestResult;
 use core::fmt::Write;
@@ -15,6 +15,9 @@ pub(super) const TESTS: &[Test] = &[
     test("serial.receives", Needs::Partner, receives),
     test("serial.echoes", Needs::Partner, echoes),
 ];
+
+/// FIFO control register: both FIFOs are on and empty, as any driver has them.
+const FIFO_CONTROL: (u16, u8) = (COM1 + 2, 0x07);
 
 fn line(arguments: core::fmt::Arguments<'_>) {
     // The console cannot fail.
@@ -52,6 +55,7 @@ fn get() -> Result<u8, crate::report::Failure> {
 
 fn receives(machine: &Machine<'_>) -> TestResult {
     let count = machine.options.count as usize;
+    outb(FIFO_CONTROL.0, FIFO_CONTROL.1);
     line(format_args!("note serial receives {count}"));
     let mut sum = Checksum::EMPTY;
     for _ in 0..count {
@@ -69,6 +73,7 @@ fn receives(machine: &Machine<'_>) -> TestResult {
 
 fn echoes(machine: &Machine<'_>) -> TestResult {
     let count = machine.options.count as usize;
+    outb(FIFO_CONTROL.0, FIFO_CONTROL.1);
     line(format_args!("note serial echoes {count}"));
     // Both directions at once: what arrives is sent back.
     for expected in Pattern::new(SEED_RECEIVED).take(count) {
