@@ -53,7 +53,11 @@ pub(crate) enum Command {
     Shell(ShellArgs),
     /// Shows or fetches a file of VTL2.
     File(FileArgs),
-    /// Restarts the VM worker.
+    /// Stops the guest's processors until `resume`.
+    Pause,
+    /// Lets a paused guest go on.
+    Resume,
+    /// Restarts the VM worker; its guest goes on where it was.
     Restart,
     /// Makes a process of the paravisor crash.
     Crash(CrashArgs),

@@ -66,6 +66,8 @@ fn run(target: &Target, command: Command) -> Result<ExitCode, Failure> {
         Command::Exec(args) => return exec::run(&connect(target)?, &args),
         Command::Shell(args) => return exec::shell(&connect(target)?, &args),
         Command::File(args) => file::run(&connect(target)?, &args)?,
+        Command::Pause => connect(target)?.pause()?,
+        Command::Resume => connect(target)?.resume()?,
         Command::Restart => connect(target)?.restart()?,
         Command::Crash(args) => crash::run(&connect(target)?, &args)?,
         Command::BootTimeline(args) => boot_timeline::run(&connect(target)?, &args)?,

@@ -36,6 +36,8 @@ pub(crate) struct VpStats {
     others: AtomicU64,
     stalls: AtomicU64,
     resets: AtomicU64,
+    /// Where it was when it was held last.
+    rip: AtomicU64,
 }
 
 /// What a VP does. The order is that of [`VpStats::state`]'s numbers.
@@ -80,6 +82,7 @@ impl Inspect for VpStats {
             .field("state", state)
             .counter("stalls", &self.stalls)
             .counter("resets", &self.resets)
+            .hex("held_at_rip", &self.rip)
             .child("exits", |request| {
                 request
                     .respond()
@@ -125,7 +128,12 @@ fn live(machine: &Machine, stats: &VpStats, vp: &mut dyn Vp) {
     loop {
         stats.set(State::Held);
         match machine.gate.next(&mut memory) {
-            Task::Run => run(machine, stats, vp),
+            Task::Run => {
+                run(machine, stats, vp);
+                if let Ok(registers) = vp.registers() {
+                    stats.rip.store(registers.rip, Relaxed);
+                }
+            }
             Task::Reset => {
                 stats.resets.fetch_add(1, Relaxed);
                 let start = match vp.index() {

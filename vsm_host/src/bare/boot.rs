@@ -5,7 +5,7 @@
 use super::console::log;
 use super::entry::MAPPED_LIMIT;
 use super::memory::Physical;
-use super::{clock, cpu, exit, heap, interrupts, lapic, memory, smp, timer};
+use super::{bios_area, clock, cpu, exit, heap, interrupts, lapic, memory, smp, timer};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use boot_events::{HOST_IMAGE_REFUSED_PREFIX, HOST_STARTED_SUFFIX};
@@ -42,7 +42,10 @@ extern "C" fn bsp_main(start_info: u64) -> ! {
     clock::start();
     log!("{}{HOST_STARTED_SUFFIX}", env!("CARGO_PKG_VERSION"));
     mask_8259();
-    let start_info = StartInfo::read(&Physical, start_info).unwrap_or_else(|e| panic!("{e}"));
+    let mut start_info = StartInfo::read(&Physical, start_info).unwrap_or_else(|e| panic!("{e}"));
+    if bios_area::unlock() {
+        platform::add_bios_area(&mut start_info.memory_map);
+    }
     let options = Options::parse_bytes(&start_info.command_line).unwrap_or_else(|e| panic!("{e}"));
     let machine = discover(&start_info, options.park);
     // All but this one.
@@ -56,6 +59,9 @@ extern "C" fn bsp_main(start_info: u64) -> ! {
         log!("{}{error}", log_text(HOST_IMAGE_REFUSED_PREFIX));
         exit::end(ExitReason::ImageRefused)
     });
+    if Vtl::PARAVISOR.number() == plan.vtl() {
+        bios_area::clear(&machine.ram_runs());
+    }
     plan.execute(&mut Physical);
     log!(
         "image loaded: {} KiB, VTL2 memory {}, moved by {:#x}, entry {:#x}, parameters {} bytes",

@@ -1,5 +1,6 @@
 //! What needs the processor itself.
 
+mod bios_area;
 mod boot;
 mod clock;
 mod console;

@@ -20,6 +20,11 @@ const FOUR_GIB: u64 = 1 << 32;
 /// Where the chipset's own registers begin (IOAPIC, HPET, local APIC, flash).
 const CHIPSET_MMIO: u64 = 0xfec0_0000;
 
+/// Where a PC has option ROMs and firmware, all of which can be RAM.
+pub const BIOS_AREA: MemoryRange = MemoryRange::new(0xc_0000, 0x10_0000);
+/// Where a PC's firmware has its data (EBDA), which is RAM anyway.
+pub const BIOS_DATA: MemoryRange = MemoryRange::new(0x9_f000, 0xa_0000);
+
 /// Reads physical memory.
 pub trait PhysMemory {
     /// Fills `out` from `address`, or says that the memory cannot be read.
@@ -106,6 +111,23 @@ pub fn discover(
         entropy: firmware.entropy.to_vec(),
         com3: firmware.com3,
     })
+}
+
+/// Says in a memory map that [`BIOS_AREA`] and [`BIOS_DATA`] are RAM.
+pub fn add_bios_area(map: &mut Vec<MemoryMapEntry>) {
+    let areas = [BIOS_DATA, BIOS_AREA];
+    let mut all = Vec::new();
+    for entry in map.drain(..) {
+        let mut rest = vec![entry.range];
+        areas.into_iter().for_each(|area| subtract(&mut rest, area));
+        let kind = entry.kind;
+        all.extend(rest.into_iter().map(|range| MemoryMapEntry { range, kind }));
+    }
+    all.extend(areas.map(|range| MemoryMapEntry {
+        range,
+        kind: MemoryKind::RAM,
+    }));
+    *map = all;
 }
 
 /// Whole pages of RAM that neither the firmware nor the host wants.

@@ -394,3 +394,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_firmwares_area_becomes_ram_and_nothing_else_does() {
+    let entry = |start, end, kind| MemoryMapEntry {
+        range: MemoryRange::new(start, end),
+        kind,
+    };
+    const RESERVED: MemoryKind = MemoryKind(2);
+    let mut map = vec![
+        entry(0, 0x9_fc00, MemoryKind::RAM),
+        entry(0x9_fc00, 0xa_0000, RESERVED),
+        entry(0xf_0000, 0x10_0000, RESERVED),
+        entry(0x10_0000, 0x4000_0000, MemoryKind::RAM),
+    ];
+
+    add_bios_area(&mut map);
+
+    map.sort_by_key(|entry| entry.range.start());
+    assert_eq!(
+        map,
+        [
+            entry(0, 0x9_f000, MemoryKind::RAM),
+            entry(0x9_f000, 0xa_0000, MemoryKind::RAM),
+            entry(0xc_0000, 0x10_0000, MemoryKind::RAM),
+            entry(0x10_0000, 0x4000_0000, MemoryKind::RAM),
+        ]
+    );
+}
