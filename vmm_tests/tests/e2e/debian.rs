@@ -15,7 +15,7 @@ use vsm_host_defs::ExitReason;
 
 /// When a line that does not come is a failure: a guest with four VPs on two processors
 /// that others use as well.
-const DEADLINE: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_secs(180);
 /// Bytes that are sent to the guest.
 const ECHOED: usize = 8 << 10;
 /// Lines that the guest sends.
