@@ -11,6 +11,7 @@ use thiserror::Error;
 use virt::GuestMemory;
 use vm_loader::ImportPages;
 use vm_loader::MemoryLayout;
+use vm_loader::Plan;
 use vm_loader::Ram;
 use vm_loader::acpi::Chipset;
 use vm_loader::acpi::Devices;
@@ -42,12 +43,31 @@ pub(crate) enum LoadError {
     Memory(#[from] guest_memory::Error),
 }
 
-/// Writes the guest into its memory, and says how its first VP starts.
-pub(crate) fn load(
+/// How the first VP of the guest starts. Nothing is written.
+pub(crate) fn registers(
     payload: &Payload,
     memory: &GuestMemory,
     vps: u32,
 ) -> Result<Registers, LoadError> {
+    plan(payload, memory, vps, |plan| Ok(*plan.registers()))
+}
+
+/// Writes the guest into its memory.
+pub(crate) fn import(payload: &Payload, memory: &GuestMemory, vps: u32) -> Result<(), LoadError> {
+    plan(payload, memory, vps, |plan| {
+        for line in plan.to_string().lines() {
+            tracing::debug!("loads {line}");
+        }
+        Ok(plan.import(&mut Import(memory))?)
+    })
+}
+
+fn plan<T>(
+    payload: &Payload,
+    memory: &GuestMemory,
+    vps: u32,
+    work: impl FnOnce(&Plan<'_, Registers>) -> Result<T, LoadError>,
+) -> Result<T, LoadError> {
     // APIC ids of the guest are VP indices.
     let processors: Vec<_> = (0..vps)
         .map(|apic_id| Processor { apic_id, node: 0 })
@@ -66,11 +86,7 @@ pub(crate) fn load(
         chipset: Some(&chipset),
     }
     .plan()?;
-    for line in plan.to_string().lines() {
-        tracing::debug!("loads {line}");
-    }
-    plan.import(&mut Import(memory))?;
-    Ok(*plan.registers())
+    work(&plan)
 }
 
 /// What the guest's tables say about `chipset`.

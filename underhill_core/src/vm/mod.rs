@@ -432,12 +432,17 @@ impl Vm {
     }
 
     /// Brings memory and VPs to the state in which the guest starts.
+    ///
+    /// VPs come first: with their reset the host takes its pages (hypercall page, clock)
+    /// out of the guest's memory, and what had been below them appears again.
     async fn load(&mut self) -> Result<(), VmError> {
         let partition = &self.machine.partition;
+        let (memory, vps) = (partition.memory(), partition.vp_count());
         let payload = Payload::open(&self.payload)?.ok_or(VmError::NoKernel)?;
-        let registers = load::load(&payload, partition.memory(), partition.vp_count())?;
+        let registers = load::registers(&payload, memory, vps)?;
         *self.machine.start() = VpState::from(&registers);
-        self.machine.gate.reset().await.map_err(VmError::Reset)
+        self.machine.gate.reset().await.map_err(VmError::Reset)?;
+        Ok(load::import(&payload, memory, vps)?)
     }
 
     /// Holds the VPs and pauses the chipset, whatever they did.
