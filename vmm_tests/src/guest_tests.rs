@@ -105,6 +105,12 @@ impl GuestTests {
         }
     }
 
+    /// Connects to the guest's console again, after the worker that had it has ended.
+    #[track_caller]
+    pub fn reconnect(&mut self) {
+        self.console = connect(&mut self.vm);
+    }
+
     /// The machine.
     pub fn vm(&mut self) -> &mut TestVm {
         &mut self.vm

@@ -38,6 +38,7 @@ use hv_defs::vsm::VsmPartitionConfig;
 use hypercall::Hypercalls;
 use hypercall::OWN_VTL;
 use inspect::Inspect;
+use inspect::Unit;
 use loader_defs::range::GpaRange;
 use memory::Registrar;
 use page::RegisterPage;
@@ -226,7 +227,7 @@ impl Inspect for MshvPartition {
     fn inspect(&self, request: inspect::Request<'_>) {
         request
             .respond()
-            .field("ram_bytes", &self.memory.size())
+            .unit("ram", Unit::Bytes, &self.memory.size())
             .field("memory", &*self.registrar)
             .field("hypercalls", &self.hypercalls)
             .child("vps", |request| {

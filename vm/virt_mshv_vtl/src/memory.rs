@@ -7,6 +7,7 @@
 use crate::device::Vtl;
 use guest_memory::Register;
 use inspect::Inspect;
+use inspect::Unit;
 use loader_defs::range::GpaRange;
 use std::fmt::Write as _;
 use std::fs;
@@ -16,6 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What is registered at once. The kernel can have page tables of this granularity only if
 /// it is a multiple of a large page.
@@ -29,6 +32,8 @@ pub(crate) struct Registrar {
     record: PathBuf,
     /// What is registered.
     done: Mutex<Vec<GpaRange>>,
+    /// How much of that this process has done.
+    registrations: AtomicU64,
 }
 
 impl Registrar {
@@ -45,6 +50,7 @@ impl Registrar {
             vtl,
             record,
             done: Mutex::new(done),
+            registrations: AtomicU64::new(0),
         })
     }
 }
@@ -58,6 +64,7 @@ impl Register for Registrar {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         for part in missing(range, &done) {
             self.vtl.add_memory(part)?;
+            self.registrations.fetch_add(1, Relaxed);
             done.push(part);
             fs::write(&self.record, format(&done))?;
         }
@@ -69,7 +76,10 @@ impl Inspect for Registrar {
     fn inspect(&self, request: inspect::Request<'_>) {
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: u64 = done.iter().map(GpaRange::len).sum();
-        request.respond().field("registered_bytes", &bytes);
+        request
+            .respond()
+            .unit("registered", Unit::Bytes, &bytes)
+            .counter("registrations", &self.registrations);
     }
 }
 

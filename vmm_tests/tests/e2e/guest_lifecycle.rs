@@ -135,3 +135,31 @@ fn a_crashed_guest_ends_the_machine_if_the_policy_says_so() {
     expect_crash(guest.vm());
     guest.vm().expect_exit(ExitReason::PowerOff);
 }
+
+#[test]
+fn a_guest_boots_again_when_its_worker_has_died() {
+    let mut guest = guest(2, "smp.all_vps_start,end.reset_by_acpi", None);
+    for _ in 0..2 {
+        guest.expect_line("test smp.all_vps_start ok");
+        let worker = number(&guest, "vm/pid");
+        guest
+            .client()
+            .crash(i32::try_from(worker).unwrap())
+            .unwrap();
+        guest
+            .vm()
+            .expect_event(Source::Vtl2, "next worker", |event| match event {
+                Event::WorkerReady(pid) => pid.parse().ok().filter(|pid: &u64| *pid > worker),
+                _ => None,
+            });
+        guest.reconnect();
+    }
+    guest.expect_line("test smp.all_vps_start ok");
+
+    // The kernel keeps what it knows of the guest's memory, and is not told again.
+    assert_eq!(number(&guest, "vm/partition/memory/registrations"), 0);
+    let console = guest.vm().console(Source::Vtl2);
+    assert!(!console.contains("WARNING: "), "{console}");
+    guest.client().power_off().unwrap();
+    guest.vm().expect_exit(ExitReason::PowerOff);
+}
