@@ -20,7 +20,7 @@ use virt::PortExit;
 use virt::Vp;
 
 /// The most bytes of a crashed guest's own text that are told.
-const SAID_MAX: u64 = 1024;
+const SAID_MAX: u64 = 4096;
 
 /// What exits are served with.
 pub(crate) struct Exits<'a> {

@@ -422,9 +422,6 @@ impl Vm {
     async fn restart(&mut self) -> Result<(), VmError> {
         self.machine.chipset.reset()?;
         self.machine.crash.reset();
-        // Pages of the host that the guest had over its memory give back what was below
-        // them when they go: that must come before the memory is written.
-        self.machine.gate.reset().await.map_err(VmError::Reset)?;
         self.load().await?;
         self.machine.chipset.resume()?;
         self.run();

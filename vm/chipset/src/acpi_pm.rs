@@ -74,8 +74,11 @@ pub struct Events {
     reserved_6: u8,
     /// The power button was pressed.
     pub power_button: bool,
-    #[bits(7)]
-    reserved_9: u8,
+    sleep_button: bool,
+    /// The clock's alarm; never, for it has an interrupt of its own.
+    pub clock: bool,
+    #[bits(5)]
+    reserved_11: u8,
 }
 
 impl Events {
@@ -86,10 +89,12 @@ impl Events {
             .with_power_button(self.power_button())
     }
 
-    /// Those that can be enabled. ACPICA enables the global lock's on any machine, and
-    /// reports an error if that does not stick.
+    /// Those that can be enabled. Linux enables the global lock's and the clock's on any
+    /// machine, and reports an error if that does not stick.
     const fn enableable(self) -> Self {
-        self.existing().with_global_lock(self.global_lock())
+        self.existing()
+            .with_global_lock(self.global_lock())
+            .with_clock(self.clock())
     }
 }
 

@@ -13,6 +13,7 @@ const TIMER: u64 = 8;
 
 const TMR: u16 = 1 << 0;
 const GBL: u16 = 1 << 5;
+const RTC: u16 = 1 << 10;
 const PWRBTN: u16 = 1 << 8;
 
 struct Fixture {
@@ -177,10 +178,10 @@ fn only_events_that_exist_can_be_enabled() {
     pm.write(STATUS, Width::Dword, 0xffff_ffff);
     assert_eq!(
         pm.read(STATUS, Width::Dword),
-        u64::from(TMR | GBL | PWRBTN) << 16
+        u64::from(TMR | GBL | PWRBTN | RTC) << 16
     );
     pm.write(ENABLE, Width::Byte, 0);
-    assert_eq!(pm.word(ENABLE), PWRBTN);
+    assert_eq!(pm.word(ENABLE), PWRBTN | RTC);
     pm.write(ENABLE + 1, Width::Byte, 0);
     assert_eq!(pm.word(ENABLE), 0);
 }
