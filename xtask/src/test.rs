@@ -292,6 +292,32 @@ fn unattended_run(prepared: &Prepared, workspace: &Workspace) -> anyhow::Result<
             picture.display()
         );
     }
+    guest_tour(prepared, workspace, &directory)
+}
+
+/// `cargo xtask run` without a terminal: the guest boots, tells about itself and powers off.
+fn guest_tour(
+    prepared: &Prepared,
+    workspace: &Workspace,
+    directory: &Path,
+) -> anyhow::Result<Counts> {
+    let name = "run a guest without a terminal";
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .current_dir(&workspace.root)
+        .args(["run", "--consoles"])
+        .arg(directory.join("guest"));
+    let log = ui::step(name, |step| {
+        process::run_logged(&prepared.cache, &log_name(name), step, &mut command)
+    })?;
+    let told =
+        std::fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
+    for text in [
+        "guest: init started",
+        "Hypervisor detected: Microsoft Hyper-V",
+    ] {
+        anyhow::ensure!(told.contains(text), "{} has no {text:?}", log.display());
+    }
     Ok(Counts::default())
 }
 
