@@ -22,6 +22,7 @@ mod gate;
 mod load;
 mod payload;
 mod power;
+mod priority;
 mod report;
 mod saved;
 mod serial;
@@ -72,6 +73,9 @@ use vp::VpStats;
 
 /// How long a serial client may take to fetch the guest's last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Reports that are logged in full; of those that follow, some are.
+const REPORTS_LOGGED: u64 = 4;
 
 /// Names of the serial ports.
 const SERIAL: [&str; 2] = ["com1", "com2"];
@@ -183,6 +187,8 @@ pub(crate) struct Vm {
     resets: u64,
     /// The last report.
     report: Option<String>,
+    /// Reports so far.
+    reports: u64,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -221,6 +227,7 @@ impl Vm {
             state: GuestState::New,
             resets: 0,
             report: None,
+            reports: 0,
             threads: Vec::new(),
         };
         vm.start_threads().await?;
@@ -392,8 +399,7 @@ impl Vm {
     }
 
     async fn crashed(&mut self, report: String) -> Vec<GuestEvent> {
-        log("the guest has crashed", &report);
-        self.report = Some(report.clone());
+        self.tell("the guest has crashed", &report);
         self.state = GuestState::Crashed;
         let mut events = vec![GuestEvent::Crashed {
             report,
@@ -461,10 +467,22 @@ impl Vm {
 
     /// The VM cannot go on with this guest.
     fn stop(&mut self, report: String) -> GuestEvent {
-        log("the VM has stopped", &report);
-        self.report = Some(report.clone());
+        self.tell("the VM has stopped", &report);
         self.state = GuestState::Stopped;
         GuestEvent::Stopped { report }
+    }
+
+    /// Keeps a report and logs it: all of it at first, ever more rarely if the guest goes on
+    /// to crash.
+    fn tell(&mut self, what: &str, report: &str) {
+        self.report = Some(report.to_owned());
+        self.reports = self.reports.saturating_add(1);
+        tracing::error!("{what}, report {}", self.reports);
+        if self.reports <= REPORTS_LOGGED || self.reports.is_power_of_two() {
+            for line in report.lines() {
+                tracing::error!("{line}");
+            }
+        }
     }
 
     async fn last_words(&self) {
@@ -492,13 +510,6 @@ async fn poll(machine: Arc<Machine>, poller: Arc<Notify>) {
 pub(crate) struct Refused {
     action: &'static str,
     state: GuestState,
-}
-
-fn log(what: &str, report: &str) {
-    tracing::error!("{what}");
-    for line in report.lines() {
-        tracing::error!("{line}");
-    }
 }
 
 impl Inspect for Vm {

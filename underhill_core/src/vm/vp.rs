@@ -107,6 +107,9 @@ pub(crate) fn spawn(
         .name(format!("vp{index}"))
         .stack_size(STACK)
         .spawn(move || {
+            if let Err(error) = super::priority::yield_to_others() {
+                tracing::warn!(%error, "VP {index} does not yield to the rest of VTL2");
+            }
             let stats = &machine.vps[index as usize];
             match machine.partition.clone().bind(index) {
                 Ok(mut vp) => {
