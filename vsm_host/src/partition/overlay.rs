@@ -48,9 +48,11 @@ impl Overlay {
         } else {
             None
         };
-        if let Some(covered) = self.covered.take() {
-            // It was checked when it was placed, and memory of a VTL only grows.
+        if let Some(covered) = &self.covered {
+            // It stays where it is if a higher VTL has protected the page meanwhile.
             memory.write(self.register.page_number() * PAGE as u64, &covered[..])?;
+            self.covered = None;
+            self.register.set_enabled(false);
         }
         if let Some(address) = target {
             let mut covered = Box::new([0; PAGE]);
@@ -97,7 +99,10 @@ pub fn reference_tsc_page(time: &ReferenceTime) -> [u8; PAGE] {
 mod tests {
     use super::*;
     use crate::guest_memory::tests::FakeRam;
+    use crate::nested::{Access, NestedTables};
+    use hv_defs::hypercall::HvMapGpaFlags;
     use igvm_loader::MemoryRange;
+    use page_table::{Attributes, LeafSize, Region};
 
     #[test]
     fn what_an_overlay_covers_comes_back() {
@@ -123,6 +128,29 @@ mod tests {
             .set(OverlayPage::new().with_page_number(2), &memory, &[9; PAGE])
             .unwrap();
         assert_eq!(memory.read_as::<u64>(0x2000).unwrap(), 0);
+    }
+
+    #[test]
+    fn an_overlay_on_a_protected_page_stays_and_goes_later() {
+        let ram = FakeRam::new(0x2000);
+        let allowed = [MemoryRange::new(0, 0x2000)];
+        let region = Region::new(0, 0x2000, Attributes::USER);
+        let tables = NestedTables::new(&[region], LeafSize::Size4K, 0, |_| 0x10_0000).unwrap();
+        let protect = |flags| {
+            let access = Access::new(HvMapGpaFlags::from_bits(flags)).unwrap();
+            tables.protect(0x1000, access).unwrap();
+        };
+        let memory = GuestMemory::new(&ram, &allowed).protected_by(&tables);
+        let mut overlay = Overlay::default();
+        let on = OverlayPage::new().with_enabled(true).with_page_number(1);
+        overlay.set(on, &memory, &[9; PAGE]).unwrap();
+        protect(1);
+        let off = on.with_enabled(false);
+        assert!(overlay.set(off, &memory, &[9; PAGE]).is_err());
+        assert!(overlay.register().enabled());
+        protect(u32::from(HvMapGpaFlags::ALL));
+        overlay.set(off, &memory, &[9; PAGE]).unwrap();
+        assert_eq!(memory.read_as::<u64>(0x1000).unwrap(), 0);
     }
 
     #[test]
