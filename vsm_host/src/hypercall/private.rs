@@ -9,7 +9,7 @@
 //! offered here too, since software sets it with the others.
 
 use crate::partition::Vp;
-use crate::svm::context;
+use crate::svm::{context, vmcb};
 use crate::vtl::Vtl;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::registers::HvRegisterName as Name;
@@ -104,18 +104,22 @@ fn write_word(vp: &mut Vp, vtl: Vtl, name: Name, value: [u64; 2]) -> Option<()> 
         vp.vmcb_mut().save.cr2 = value;
         return Some(());
     }
-    let vmcb = &mut vp.vtls[vtl.index()].vmcb;
+    let block = &mut vp.vtls[vtl.index()].vmcb;
     if name == Name::CR8 {
         // It has four bits.
-        vmcb.control.virtual_interrupt.set_tpr(value as u8);
+        block.control.virtual_interrupt.set_tpr(value as u8);
         return Some(());
     }
-    *word_of(&mut vmcb.save, name)? = match name {
+    *word_of(&mut block.save, name)? = match name {
         // VMRUN insists on it.
         Name::EFER => value | EFER_SVME,
         Name::RFLAGS => value | RFLAGS_ALWAYS_ONE,
         _ => value,
     };
+    // Nobody has executed a MOV that forgets what the old value led to.
+    if matches!(name, Name::CR0 | Name::CR3 | Name::CR4 | Name::EFER) {
+        vmcb::flush(block);
+    }
     Some(())
 }
 

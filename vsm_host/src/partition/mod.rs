@@ -444,6 +444,10 @@ impl Vp {
         let control = &mut self.vmcb_mut().control;
         control.exit_code = code;
         control.exit_interrupt_info = 0;
+        if control.tlb_control != 0 {
+            // The block has not run: what it is to forget is still to be forgotten.
+            self.known_change = 0;
+        }
     }
 
     fn begin(&mut self, vtl: Vtl, context: &StartContext) {

@@ -82,6 +82,25 @@ fn registers_of_the_guest_keep_what_is_written() {
 }
 
 #[test]
+fn registers_that_translate_make_the_guest_forget_its_translations() {
+    use HvRegisterName as Name;
+    let mut guest = Guest::new();
+    for (name, forgets) in [
+        (Name::CR0, true),
+        (Name::CR3, true),
+        (Name::CR4, true),
+        (Name::EFER, true),
+        (Name::RIP, false),
+    ] {
+        guest.vp.vtls[0].vmcb.control.tlb_control = 0;
+        let status = set_lower(&mut guest, HV_VP_INDEX_SELF, name, [0, 0]);
+        assert_eq!(status, HvStatus::SUCCESS, "{name:?}");
+        let control = &guest.vp.vtls[0].vmcb.control;
+        assert_eq!(control.tlb_control != 0, forgets, "{name:?}");
+    }
+}
+
+#[test]
 fn bad_values_for_the_guest_are_refused_and_change_nothing() {
     use HvRegisterName as Name;
     let mut guest = Guest::new();

@@ -382,6 +382,7 @@ fn apply_collected(vp: &mut Vp, processor: &impl Processor, in_guest: bool) {
         let kept = CR0_CD | CR0_NW;
         let caching = save.cr0 & kept;
         context::apply(&reset, &mut state.vmcb);
+        vmcb::flush(&mut state.vmcb);
         let save = &mut state.vmcb.save;
         save.cr0 = save.cr0 & !kept | caching;
         state.vmcb.control.event_injection = EventInjection::new();

@@ -66,6 +66,7 @@ mod tests {
     use super::*;
     use crate::partition::guest::{Entry, lapic};
     use crate::partition::tests::{GUEST_RAM, setup};
+    use crate::partition::{Next, Vp};
     use x86_defs::svm::ExitCode;
 
     #[test]
@@ -87,5 +88,21 @@ mod tests {
         enter(true);
         enter(false);
         assert!(processor.woken.borrow().is_empty());
+    }
+
+    #[test]
+    fn what_is_to_be_forgotten_outlasts_a_wait() {
+        let (partition, _, processor) = setup();
+        let mut vp = Vp::new(&partition, 1);
+        vp.vtl = Vtl::GUEST;
+        // The CPU waits in place of the VP, which is started meanwhile.
+        assert_eq!(partition.prepare(&mut vp, &processor), Entry::Idle);
+        let presence = &partition.slots[1].presence;
+        vp.known_change = presence.enter(&partition.changes);
+        vp.waited(ExitCode::NMI);
+        assert_eq!(partition.handle_exit(&mut vp, &processor), Next::Resume);
+        vp.lapic.set_waits_for_startup(false);
+        assert_eq!(partition.prepare(&mut vp, &processor), Entry::Run);
+        assert_ne!(vp.vmcb().control.tlb_control, 0);
     }
 }
