@@ -72,12 +72,7 @@ pub(super) fn read<P: Processor>(caller: &mut Caller<'_, P>, name: Name) -> Resu
             .with_halt_suspend(vp.lapic.halted())
             .into(),
         Name::PENDING_INTERRUPTION => pending_interruption(vmcb.control.event_injection).into(),
-        Name::INTERRUPT_STATE => {
-            let handled = vp.vtls[GUEST].nmis != Nmis::Open;
-            InterruptState::from_bits(interrupt_state(vmcb))
-                .with_nmi_masked(handled)
-                .into()
-        }
+        Name::INTERRUPT_STATE => interrupt_state(&vp.vtls[GUEST]).into(),
         Name::DELIVERABILITY_NOTIFICATIONS => DeliverabilityNotifications::new()
             .with_sints(synic::awaited(partition, vp))
             .into(),

@@ -2,7 +2,8 @@
 //!
 //! The processor does not know that a VTL handles one that was injected, so the host keeps
 //! that in mind until the handler's IRET, which it intercepts. The exit comes before the
-//! IRET; so another NMI has to wait for the exit after that.
+//! IRET; so another NMI has to wait for an exit somewhere else: what waits at the processor
+//! (a physical interrupt, a call) is an exit before the IRET is executed.
 
 use x86_defs::svm::{EventInjection, ExitCode, Intercepts3, Vmcb};
 
@@ -18,7 +19,10 @@ pub enum Nmis {
     /// It handles one.
     Handled,
     /// It stands at the IRET of the handler.
-    Ending,
+    Ending {
+        /// Where that is.
+        rip: u64,
+    },
 }
 
 impl Nmis {
@@ -27,10 +31,10 @@ impl Nmis {
         let code = vmcb.control.exit_code;
         match (*self, code) {
             (Self::Handled, ExitCode::IRET) => {
-                *self = Self::Ending;
+                *self = Self::Ending { rip: vmcb.save.rip };
                 intercept_iret(vmcb, false);
             }
-            (Self::Ending, _) => *self = Self::Open,
+            (Self::Ending { rip }, _) if vmcb.save.rip != rip => *self = Self::Open,
             _ => {}
         }
     }
@@ -84,8 +88,12 @@ mod tests {
         exit(&mut nmis, &mut vmcb, ExitCode::CPUID);
         assert_eq!(nmis, Nmis::Handled);
         exit(&mut nmis, &mut vmcb, ExitCode::IRET);
-        assert_eq!(nmis, Nmis::Ending);
+        assert_eq!(nmis, Nmis::Ending { rip: 0 });
         assert_eq!(vmcb.control.intercepts3, intercepts);
+        // The IRET has not been executed yet.
+        exit(&mut nmis, &mut vmcb, ExitCode::INTR);
+        assert_eq!(nmis, Nmis::Ending { rip: 0 });
+        vmcb.save.rip = 0x1000;
         exit(&mut nmis, &mut vmcb, ExitCode::NMI);
         assert_eq!(nmis, Nmis::Open);
     }

@@ -1,13 +1,14 @@
 //! The register page, which VTL2 reads and writes in place of hypercalls.
 
 use super::message::{gprs, segment};
-use crate::partition::{Partition, Processor, Vp, gpr};
+use crate::partition::{Partition, Processor, Vp, VpVtl, gpr};
+use crate::svm::nmi::Nmis;
 use crate::svm::{context, vmcb};
 use crate::vtl::Vtl;
 use hv_defs::register_page::{HV_X64_REGISTER_PAGE_VERSION, HvX64RegisterPage, RegisterPageDirty};
-use hv_defs::registers::PendingInterruption;
+use hv_defs::registers::{InterruptState, PendingInterruption};
 use hv_defs::vp_context::HvX64SegmentRegister;
-use x86_defs::svm::{EventInjection, Save, Segment, Vmcb};
+use x86_defs::svm::{EventInjection, Save, Segment};
 use x86_defs::{EFER_SVME, RFLAGS_ALWAYS_ONE, RFLAGS_DEFINED, RFLAGS_VM, is_canonical};
 
 /// The event that a block injects next, in the form of the TLFS.
@@ -23,9 +24,11 @@ pub(crate) fn pending_interruption(event: EventInjection) -> PendingInterruption
         .with_error_code(event.error_code())
 }
 
-/// Bit 0: interrupt shadow.
-pub(crate) fn interrupt_state(vmcb: &Vmcb) -> u64 {
-    vmcb.control.interrupt_shadow & vmcb::SHADOW
+/// What holds interrupts and NMIs back in a VTL.
+pub(crate) fn interrupt_state(state: &VpVtl) -> InterruptState {
+    InterruptState::new()
+        .with_interrupt_shadow(state.vmcb.control.interrupt_shadow & vmcb::SHADOW != 0)
+        .with_nmi_masked(state.nmis != Nmis::Open)
 }
 
 impl Partition {
@@ -57,7 +60,7 @@ impl Partition {
             efer: save.efer & !EFER_SVME,
             dr7: save.dr7,
             pending_interruption: pending_interruption(vmcb.control.event_injection),
-            interrupt_state: interrupt_state(vmcb),
+            interrupt_state: interrupt_state(&vp.vtls[vp.vtl.index()]).into(),
             emulation_hints: 0,
         };
         // Checked when VTL2 named the page, and its memory only grows.

@@ -256,8 +256,10 @@ fn an_init_of_the_paravisor_comes_before_what_it_writes_and_leaves_its_own_regis
     vp.vtl = Vtl::PARAVISOR;
     vp.gprs[gpr::RBX] = 5;
     halt(&mut vp);
+    vp.vtls[GUEST].vmcb.control.tlb_control = 0;
     assert!(!partition.slots[0].lapic.post_init());
     sync_registers(&partition, &mut vp, &processor);
+    assert_ne!(vp.vtls[GUEST].vmcb.control.tlb_control, 0);
     assert_eq!(vp.gprs[gpr::RBX], 5);
     vp.vtls[GUEST].vmcb.save.rip = 0x1234;
     vp.vtl = Vtl::GUEST;
@@ -289,6 +291,11 @@ fn an_nmi_waits_for_the_end_of_the_one_before() {
     // The IRET is still to come: look again soon.
     assert_eq!((injected(&vp), intercepts(&vp).iret()), (None, false));
     assert_eq!(processor.timers.borrow()[&0], Some(5_000 + 50_000));
+    // What waited at the processor comes before the IRET.
+    exit(&partition, &mut vp, &processor, ExitCode::NMI);
+    assert_eq!(before_entry(&partition, &mut vp, &processor), Entry::Run);
+    assert_eq!(injected(&vp), None);
+    vp.vmcb_mut().save.rip = CODE + 0x100;
     exit(&partition, &mut vp, &processor, ExitCode::NMI);
     assert_eq!(before_entry(&partition, &mut vp, &processor), Entry::Run);
     assert_eq!(injected(&vp), Some((2, 2)));
