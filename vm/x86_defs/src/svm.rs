@@ -31,8 +31,10 @@ pub struct Intercepts3 {
     _rsm: bool,
     /// IRET.
     pub iret: bool,
-    #[bits(3)]
-    _int_invd_pause: u8,
+    _int: bool,
+    /// INVD.
+    pub invd: bool,
+    _pause: bool,
     /// HLT.
     pub hlt: bool,
     /// INVLPG.
@@ -103,6 +105,8 @@ pub enum ExitCode {
     CPUID = 0x72,
     /// IRET, not yet executed.
     IRET = 0x74,
+    /// INVD.
+    INVD = 0x76,
     /// HLT.
     HLT = 0x78,
     /// INVLPGA.
@@ -178,7 +182,7 @@ pub struct VirtualInterrupt {
 pub struct EventInjection {
     /// Vector.
     pub vector: u8,
-    /// 0: interrupt, 2: NMI, 3: exception.
+    /// 0: interrupt, 2: NMI, 3: exception, 4: INT.
     #[bits(3)]
     pub kind: u8,
     /// An error code is pushed.
@@ -189,6 +193,13 @@ pub struct EventInjection {
     pub valid: bool,
     /// Error code.
     pub error_code: u32,
+}
+
+impl EventInjection {
+    /// INT, INT3 or INTO has raised it.
+    pub const fn is_of_instruction(self) -> bool {
+        matches!((self.kind(), self.vector()), (4, _) | (3, 3 | 4))
+    }
 }
 
 /// EXITINFO1 of an I/O exit.

@@ -29,14 +29,18 @@ impl Partition {
     /// Handles the exit that the VP's block describes.
     pub fn handle_exit(&self, vp: &mut Vp, processor: &impl Processor) -> Next {
         let control = &mut vp.vmcb_mut().control;
-        // An event whose delivery the exit interrupted is delivered again.
+        // An event whose delivery the exit interrupted is delivered again. One that an
+        // instruction raises comes again with the instruction, at which the VTL stands.
         let interrupted = EventInjection::from(control.exit_interrupt_info);
-        control.event_injection = if interrupted.valid() {
+        control.event_injection = if interrupted.valid() && !interrupted.is_of_instruction() {
             interrupted
         } else {
             EventInjection::new()
         };
-        control.tlb_control = 0;
+        // A block that the processor refuses has made it forget nothing.
+        if control.exit_code != ExitCode::INVALID {
+            control.tlb_control = 0;
+        }
         let state = &mut vp.vtls[vp.vtl.index()];
         state.nmis.exited(&mut state.vmcb);
         if vp.vtl == Vtl::GUEST {
@@ -189,7 +193,6 @@ impl Partition {
         }
     }
 
-    /// What CPUID shows where the VP stands.
     /// What a leaf shows to the VTL that the VP is in.
     pub(super) fn cpuid_of(
         &self,
@@ -209,6 +212,7 @@ impl Partition {
         cpuid::answer(&asker, leaf, subleaf, native)
     }
 
+    /// What CPUID shows where the VP stands.
     pub(super) fn cpuid_answer(&self, vp: &Vp, processor: &impl Processor) -> cpuid::Registers {
         let leaf = vp.vmcb().save.rax as u32;
         let subleaf = vp.gprs[gpr::RCX] as u32;

@@ -28,6 +28,8 @@ pub enum Instruction {
     Hlt,
     /// XSETBV.
     Xsetbv,
+    /// INVD.
+    Invd,
 }
 
 impl Instruction {
@@ -39,6 +41,7 @@ impl Instruction {
             Self::Vmmcall => &[0x0f, 0x01, 0xd9],
             Self::Hlt => &[0xf4],
             Self::Xsetbv => &[0x0f, 0x01, 0xd1],
+            Self::Invd => &[0x0f, 0x08],
         }
     }
 }

@@ -65,6 +65,8 @@ pub fn intercept_guest(vmcb: &mut Vmcb) {
     control.intercepts3 = Intercepts3::from_bits(control.intercepts3)
         .with_intr(true)
         .with_hlt(true)
+        // It would throw away what others have written.
+        .with_invd(true)
         .into_bits();
     // CPUID does not show them.
     control.intercepts4 = Intercepts4::from_bits(control.intercepts4)

@@ -63,6 +63,13 @@ impl Partition {
             // An NMI may come after it, which `svm::nmi` has noted.
             ExitCode::IRET => Next::Resume,
             ExitCode::HLT => self.halt(vp, processor),
+            ExitCode::INVD => {
+                // Caches are shared, and never differ from memory for the guest.
+                if let Some(next_rip) = self.behind(vp, processor, Instruction::Invd) {
+                    vmcb::advance(vp.vmcb_mut(), next_rip);
+                }
+                Next::Resume
+            }
             ExitCode::CPUID => self.guest_cpuid(vp, processor),
             ExitCode::XSETBV => self.guest_xsetbv(vp, processor),
             ExitCode::MSR => self.guest_msr(vp, processor, info1 & 1 != 0),

@@ -15,7 +15,7 @@ use hv_defs::synic::{HvMessage, HvMessageType};
 use hv_defs::vsm::HvVpAssistPage;
 use proptest::prelude::*;
 use x86_defs::svm::{EventInjection, ExitCode, IoInfo};
-use x86_defs::{CR0_PE, CR0_PG};
+use x86_defs::{CR0_PE, CR0_PG, EFER_LMA, EFER_LME};
 use zerocopy::{FromBytes, IntoBytes};
 
 const ASSIST: u64 = 0x3000;
@@ -261,6 +261,54 @@ fn an_interrupted_event_waits_for_the_guest() {
     machine.vtl_return(0, 0);
     let event = machine.vp.vmcb().control.event_injection;
     assert_eq!((event.valid(), event.vector()), (true, 0x31));
+}
+
+#[test]
+fn an_event_of_an_instruction_comes_again_with_the_instruction() {
+    // INT 0x80; INT3, which one processor tells apart and another does not.
+    for (kind, vector) in [(4, 0x80), (4, 3), (3, 3)] {
+        let mut machine = Machine::in_guest();
+        let event = EventInjection::new().with_kind(kind).with_vector(vector);
+        let control = &mut machine.vp.vmcb_mut().control;
+        control.exit_interrupt_info = event.with_valid(true).into();
+        machine.exit(ExitCode::INTR, 0, 0);
+        assert!(!machine.register_page().pending_interruption.pending());
+    }
+}
+
+#[test]
+fn vtl2_sees_that_an_nmi_is_handled() {
+    let mut machine = Machine::in_guest();
+    let state = &mut machine.vp.vtls[Vtl::GUEST.index()];
+    state.nmis.set_handled(&mut state.vmcb, true);
+    machine.exit(ExitCode::INTR, 0, 0);
+    assert_eq!(machine.register_page().interrupt_state, 2);
+}
+
+#[test]
+fn a_block_that_the_processor_refuses_has_forgotten_nothing() {
+    let mut machine = Machine::in_guest();
+    machine.vp.vmcb_mut().control.tlb_control = 1;
+    machine.exit(ExitCode::INVALID, 0, 0);
+    assert_eq!(machine.vp.vtls[0].vmcb.control.tlb_control, 1);
+    machine.vtl_return(0, 0);
+    machine.exit(ExitCode::INTR, 0, 0);
+    assert_eq!(machine.vp.vtls[0].vmcb.control.tlb_control, 0);
+}
+
+#[test]
+fn caches_are_not_thrown_away() {
+    let mut machine = Machine::in_guest();
+    let address = crate::partition::tests::GUEST_RAM.start();
+    let memory = machine.partition.all_memory(Vtl::GUEST, &machine.processor);
+    memory.write(address, &[0x0f, 0x08]).unwrap();
+    let code = machine.vp.vtls[Vtl::PARAVISOR.index()].vmcb.save.cs;
+    let save = &mut machine.vp.vmcb_mut().save;
+    (save.cs, save.rip) = (code, address);
+    (save.cr0, save.efer) = (CR0_PE, EFER_LME | EFER_LMA);
+    assert_eq!(machine.exit(ExitCode::INVD, 0, 0), Next::Resume);
+    let vp = &machine.vp;
+    assert_eq!((vp.vtl, vp.vmcb().save.rip), (Vtl::GUEST, address + 2));
 }
 
 #[test]
