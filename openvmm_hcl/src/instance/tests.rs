@@ -289,3 +289,38 @@ fn a_worker_that_reports_without_end_is_cut_short() {
             .all(|stamp| stamp.name.len() <= STAMP_NAME_MAX)
     );
 }
+
+#[test]
+fn a_report_about_a_guest_is_passed_on_and_cut() {
+    run(async {
+        let mut worker = watched("sleep 600", patience(LONG, None));
+        worker.ready().await;
+        // Bytes of more than one in a character, so that the cut may not be anywhere.
+        let report = "é".repeat(GUEST_REPORT_MAX);
+        let stopped = GuestEvent::Stopped { report };
+        for event in [GuestEvent::PoweredOff, stopped] {
+            worker.events.send(Event::Guest(event)).await.unwrap();
+        }
+        let mut reports = Vec::new();
+        for _ in 0..2 {
+            match worker.reports.recv().await {
+                Some(Report::Guest(event)) => reports.push(event),
+                other => panic!("{other:?}, expected what became of the guest"),
+            }
+        }
+        let report = "é".repeat(GUEST_REPORT_MAX / 2);
+        assert_eq!(
+            reports,
+            [GuestEvent::PoweredOff, GuestEvent::Stopped { report }]
+        );
+        worker
+            .commands
+            .send(Command::Kill {
+                signal: Signal::SIGKILL,
+                reason: "the test is over".to_owned(),
+            })
+            .await
+            .unwrap();
+        worker.end().await;
+    });
+}
