@@ -293,7 +293,7 @@ fn a_worker_that_reports_without_end_is_cut_short() {
 #[test]
 fn a_report_about_a_guest_is_passed_on_and_cut() {
     run(async {
-        let mut worker = watched("sleep 600", patience(LONG, None));
+        let mut worker = watched("exec sleep 600", patience(LONG, None));
         worker.ready().await;
         // Bytes of more than one in a character, so that the cut may not be anywhere.
         let report = "é".repeat(GUEST_REPORT_MAX);
