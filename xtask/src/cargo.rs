@@ -147,6 +147,16 @@ impl Workspace {
         Ok(self.program(USER_TARGET, PACKAGE))
     }
 
+    /// Builds the program that measures exits of a nested KVM guest, for the same target.
+    pub(crate) fn build_kvm_exit(&self, cache: &Cache) -> anyhow::Result<PathBuf> {
+        const PACKAGE: &str = "kvm_exit";
+        self.build(cache, "build the bench's program", |command| {
+            command.args(["--bin", PACKAGE]);
+            Ok(prepare_user_program(command, PACKAGE))
+        })?;
+        Ok(self.program(USER_TARGET, PACKAGE))
+    }
+
     /// Where cargo leaves a program.
     fn program(&self, target: &str, name: &str) -> PathBuf {
         self.target.join(target).join(PROFILE).join(name)

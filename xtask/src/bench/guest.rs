@@ -10,6 +10,7 @@ use super::figure::Report;
 use super::figure::Unit;
 use super::figure::median;
 use super::figure::ms;
+use super::nested_kvm;
 use super::paravisor::connect;
 use super::paravisor::pss;
 use crate::artifacts::ImageProfile;
@@ -49,11 +50,15 @@ const BOOTS: [(u32, f64); 2] = [(1, 2.0), (4, 2.5)];
 
 /// Limits of the specification.
 const MAX_EVENT_US: f64 = 15.0;
+const MAX_RATIO_TO_KVM: f64 = 1.2;
 const MAX_WORK_RATIO: f64 = 1.0 / 0.97;
 const MAX_VTL2_BYTES: f64 = 70.0 * 1_048_576.0;
 
 /// What the test kernel measures, and how often each.
 const TEST_KERNEL: &str = "tests=bench count=2000";
+
+/// The same for work without exits, long enough for a figure.
+const TEST_KERNEL_WORK: &str = "tests=bench.work count=2000000";
 
 /// Figures of the test kernel: name there, what it is, limit in microseconds.
 const EVENTS: [(&str, &str, Option<f64>); 7] = [
@@ -87,6 +92,8 @@ struct Files {
     linux: GuestParts,
     linux_image: PathBuf,
     test_image: PathBuf,
+    work_image: PathBuf,
+    nested_initrd: PathBuf,
     vsock: Vsock,
 }
 
@@ -98,13 +105,16 @@ struct Ticks {
     hz: f64,
 }
 
+/// What one run of the test kernel has measured, by name.
+type Figures = BTreeMap<String, Ticks>;
+
 /// Boots the machines in turns and makes figures of what was seen.
 pub(super) fn measure(rounds: usize) -> anyhow::Result<Report> {
     let bench = Bench::new()?;
     let _lock = bench.lock()?;
     let files = Files::prepare(&bench)?;
     let mut boots: BTreeMap<u32, (Vec<Boot>, Vec<f64>)> = BTreeMap::new();
-    let (mut with, mut plain) = (Vec::new(), Vec::new());
+    let (mut with, mut work, mut nested) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         for (vps, _) in BOOTS {
@@ -112,12 +122,21 @@ pub(super) fn measure(rounds: usize) -> anyhow::Result<Report> {
             entry.0.push(bench.boot_guest(&files, vps)?);
             entry.1.push(ms(bench.boot_guest_plain(&files, vps)?));
         }
-        with.push(bench.test_kernel(&files)?);
-        plain.push(bench.test_kernel_plain()?);
+        nested.push(nested_kvm::exit_us(
+            &bench,
+            &files.linux,
+            &files.nested_initrd,
+        )?);
+        with.push(bench.test_kernel(&files, &files.test_image)?);
+        work.push((
+            bench.test_kernel(&files, &files.work_image)?,
+            bench.test_kernel_plain(TEST_KERNEL_WORK)?,
+        ));
     }
     let mut report = Report::default();
     boot_times(&mut report, &boots);
-    events(&mut report, &with, &plain)?;
+    events(&mut report, &with, median(nested))?;
+    work_ratio(&mut report, &work)?;
     let most = boots.into_iter().next_back();
     memory(&mut report, &most.context("nothing was booted")?.1.0);
     Ok(report)
@@ -149,28 +168,46 @@ fn boot_times(report: &mut Report, boots: &BTreeMap<u32, (Vec<Boot>, Vec<f64>)>)
     }
 }
 
-fn events(
-    report: &mut Report,
-    with: &[BTreeMap<String, Ticks>],
-    plain: &[BTreeMap<String, Ticks>],
-) -> anyhow::Result<()> {
-    let all = |runs: &[BTreeMap<String, Ticks>], name: &str| -> Option<Vec<Ticks>> {
-        runs.iter().map(|run| run.get(name).copied()).collect()
+fn events(report: &mut Report, with: &[Figures], nested_us: f64) -> anyhow::Result<()> {
+    let all = |name: &str| -> Option<Vec<Ticks>> {
+        with.iter().map(|run| run.get(name).copied()).collect()
     };
+    let us = |name: &str| -> anyhow::Result<f64> {
+        let ticks = all(name).with_context(|| format!("the test kernel has no {name}"))?;
+        Ok(median(
+            ticks.iter().map(|ticks| ticks.each / ticks.hz * 1e6),
+        ))
+    };
+    report.push(
+        Figure::new(
+            "port_write_ratio_to_kvm",
+            "write of a device's port, against a nested KVM guest's",
+            Unit::Ratio,
+            us("port_write")? / nested_us,
+        )
+        .at_most(MAX_RATIO_TO_KVM),
+    );
+    let what = "  write of a port by a nested KVM guest";
+    report.push(Figure::new("kvm_port_write_us", what, Unit::Us, nested_us));
     for (name, what, limit) in EVENTS {
-        let ticks = all(with, name).with_context(|| format!("the test kernel has no {name}"))?;
-        let us = median(ticks.iter().map(|ticks| ticks.each / ticks.hz * 1e6));
+        let us = us(name)?;
         let mut figure = Figure::new(&format!("{name}_us"), what, Unit::Us, us);
         if let Some(limit) = limit {
             figure = figure.at_most(limit);
         }
         report.push(figure);
     }
-    let work = |runs| -> anyhow::Result<f64> {
-        let ticks = all(runs, "work").context("the test kernel has no work")?;
-        Ok(median(ticks.iter().map(|ticks| ticks.each)))
+    Ok(())
+}
+
+/// Each pair is of the same moment: with the paravisor and without.
+fn work_ratio(report: &mut Report, work: &[(Figures, Figures)]) -> anyhow::Result<()> {
+    let of = |figures: &Figures| -> anyhow::Result<f64> {
+        let ticks = figures.get("work").context("the test kernel has no work")?;
+        Ok(ticks.each)
     };
-    let ratio = work(with)? / work(plain)?;
+    let ratios = work.iter().map(|(with, plain)| Ok(of(with)? / of(plain)?));
+    let ratio = median(ratios.collect::<anyhow::Result<Vec<_>>>()?);
     let what = "work without exits, time against plain QEMU";
     report.push(Figure::new("work_ratio", what, Unit::Ratio, ratio).at_most(MAX_WORK_RATIO));
     Ok(())
@@ -206,15 +243,16 @@ fn memory(report: &mut Report, boots: &[Boot]) {
 impl Files {
     fn prepare(bench: &Bench) -> anyhow::Result<Self> {
         let cache = Cache::open()?;
+        let kernel = kernel::ensure(&cache, Suite::Bookworm)?;
         let linux = GuestParts {
-            kernel: kernel::ensure(&cache, Suite::Bookworm)?.vmlinuz,
+            kernel: kernel.vmlinuz.clone(),
             initrd: Some(initrd::ensure(&Workspace::current()?)?),
             command_line: crate::run::guest::COMMAND_LINE.to_owned(),
         };
-        let test_kernel = GuestParts {
+        let test_kernel = |command_line: &str| GuestParts {
             kernel: bench.artifacts.guest_tests.clone(),
             initrd: None,
-            command_line: TEST_KERNEL.to_owned(),
+            command_line: command_line.to_owned(),
         };
         let pack = |parts: &GuestParts, name: &str| -> anyhow::Result<PathBuf> {
             let path = bench.consoles.join(name);
@@ -224,7 +262,9 @@ impl Files {
         };
         Ok(Self {
             linux_image: pack(&linux, "guest.igvm")?,
-            test_image: pack(&test_kernel, "guest-tests.igvm")?,
+            test_image: pack(&test_kernel(TEST_KERNEL), "guest-tests.igvm")?,
+            work_image: pack(&test_kernel(TEST_KERNEL_WORK), "guest-work.igvm")?,
+            nested_initrd: nested_kvm::write_initrd(bench, &cache, &linux, &kernel)?,
             linux,
             vsock: vsock::ensure(&cache)?,
         })
@@ -282,8 +322,8 @@ impl Bench {
     }
 
     /// Runs the test kernel under the paravisor.
-    fn test_kernel(&self, files: &Files) -> anyhow::Result<BTreeMap<String, Ticks>> {
-        let mut vm = self.with_paravisor(files, &files.test_image, 2)?;
+    fn test_kernel(&self, files: &Files, image: &Path) -> anyhow::Result<Figures> {
+        let mut vm = self.with_paravisor(files, image, 2)?;
         connect(&mut vm)?;
         let mut console = vm.guest_console(GuestPort::Com1)?;
         anyhow::ensure!(
@@ -295,11 +335,11 @@ impl Bench {
     }
 
     /// The same on QEMU itself, with what it says in a file.
-    fn test_kernel_plain(&self) -> anyhow::Result<BTreeMap<String, Ticks>> {
+    fn test_kernel_plain(&self, command_line: &str) -> anyhow::Result<Figures> {
         let log = self.consoles.join("guest-tests-plain.log");
         let machine = Machine::plain(&self.artifacts.guest_tests, &self.artifacts.initrd)
             .vps(2)
-            .bootarg(TEST_KERNEL)
+            .bootarg(command_line)
             .extra([
                 "-chardev".to_owned(),
                 format!("file,id=com1,path={}", log.display()),
@@ -315,7 +355,7 @@ impl Bench {
 }
 
 /// Reads lines like `bench port_read count=4096 ticks=123 hz=1000000`.
-fn figures(text: &str) -> BTreeMap<String, Ticks> {
+fn figures(text: &str) -> Figures {
     let figure = |line: &str| {
         let mut words = line.trim().strip_prefix("bench ")?.split(' ');
         let name = words.next()?.to_owned();

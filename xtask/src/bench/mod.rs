@@ -10,6 +10,7 @@ mod boot;
 mod figure;
 mod guest;
 mod lines;
+mod nested_kvm;
 mod paravisor;
 mod plain;
 
