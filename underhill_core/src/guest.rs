@@ -119,17 +119,16 @@ impl Guest {
         }
     }
 
-    /// What the next worker needs. The guest does not run any more.
+    /// What another worker would need. The guest does not run until [`Guest::go_on`].
     pub(crate) async fn save(&mut self) -> Option<SavedVm> {
         let Self::Vm(vm) = self else { return None };
-        match vm.save().await {
-            Ok(saved) => Some(saved),
-            Err(error) => {
-                let reason = kernel_log::chain(&error);
-                tracing::error!("the guest cannot be handed over: {reason}");
-                None
-            }
-        }
+        saved(vm.save().await)
+    }
+
+    /// What the next worker needs. The guest does not run any more.
+    pub(crate) async fn hand_over(&mut self) -> Option<SavedVm> {
+        let Self::Vm(vm) = self else { return None };
+        saved(vm.hand_over().await)
     }
 
     /// Goes on after [`Guest::save`].
@@ -154,6 +153,14 @@ impl Guest {
             Self::None | Self::Vm(_) => format!("there is no guest that could be {action}"),
         }
     }
+}
+
+fn saved(outcome: Result<SavedVm, vm::VmError>) -> Option<SavedVm> {
+    let failed = |error: &vm::VmError| {
+        let reason = kernel_log::chain(error);
+        tracing::error!("the guest cannot be handed over: {reason}");
+    };
+    outcome.inspect_err(failed).ok()
 }
 
 /// Listens for clients of a serial port. A machine without vsock has none.

@@ -11,7 +11,8 @@ use thiserror::Error;
 /// The version that this program writes.
 pub const VERSION: u32 = 1;
 
-/// The largest state in bytes. A worker without a guest needs about 20, a chipset 1,000.
+/// The largest state in bytes. A worker without a guest needs about 20, a chipset
+/// 1,000, the serial ports 260 KiB each at most.
 pub const SIZE_MAX: usize = 1 << 20;
 
 /// State of a worker.

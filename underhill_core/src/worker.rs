@@ -220,7 +220,7 @@ impl Worker {
                 self.guest.go_on();
             }
             Request::Stop(rpc) => {
-                let guest = self.guest.save().await;
+                let guest = self.guest.hand_over().await;
                 let state = self.state(guest);
                 std::mem::replace(&mut self.guest, Guest::None).end().await;
                 rpc.complete(state);

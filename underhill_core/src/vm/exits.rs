@@ -19,8 +19,12 @@ use virt::MsrExit;
 use virt::PortExit;
 use virt::Vp;
 
-/// The most bytes of a crashed guest's own text that are told.
+/// The most bytes of a crashed guest's own text that are looked at.
 const SAID_MAX: u64 = 4096;
+/// The most bytes of it that are told, where each byte may have become several, and the
+/// most lines: a report must fit into one message, and the guest may crash often.
+const SAID_TOLD_MAX: usize = 6 << 10;
+const SAID_LINES_MAX: usize = 96;
 
 /// What exits are served with.
 pub(crate) struct Exits<'a> {
@@ -118,7 +122,8 @@ impl Exits<'_> {
             crash::Answer::Unknown => vp.inject(Exception::GENERAL_PROTECTION)?,
             crash::Answer::Reset => {
                 vp.complete_msr(exit, 0)?;
-                return Ok(Served::Happened(Happening::Reset("hypervisor reset MSR")));
+                let source = "hypervisor reset MSR".to_owned();
+                return Ok(Served::Happened(Happening::Reset(source)));
             }
             crash::Answer::Crashed { reason, message } => {
                 vp.complete_msr(exit, 0)?;
@@ -139,8 +144,12 @@ impl Exits<'_> {
         let start = gpa.checked_add(length - kept)?;
         self.memory.read(start, &mut bytes).ok()?;
         let text = String::from_utf8_lossy(&bytes);
-        let lines = text.lines().map(|line| inspect::printable(line));
-        Some(lines.collect::<Vec<_>>().join("\n"))
+        let lines: Vec<_> = text.lines().map(|line| inspect::printable(line)).collect();
+        let start = lines.len().saturating_sub(SAID_LINES_MAX);
+        let mut told = lines[start..].join("\n");
+        let excess = told.len().saturating_sub(SAID_TOLD_MAX);
+        told.drain(..told.ceil_char_boundary(excess));
+        Some(told)
     }
 
     /// Does an instruction that moves data in ways that only its bytes tell.

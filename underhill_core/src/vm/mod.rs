@@ -53,6 +53,7 @@ use load::LoadError;
 use payload::Payload;
 use payload::PayloadError;
 use power::Herald;
+use saved::SavedHappening;
 use serial::Port;
 use std::fmt;
 use std::io;
@@ -294,6 +295,9 @@ impl Vm {
             self.machine.chipset.restore(devices)?;
         }
         self.machine.chipset.start()?;
+        for (port, saved) in self.serial.iter().zip(&saved.serial) {
+            port.restore(saved);
+        }
         self.resets = saved.resets;
         match saved.state() {
             GuestState::Running => self.run(),
@@ -302,10 +306,25 @@ impl Vm {
                 self.state = state;
             }
         }
+        if let Some(happening) = saved.happening.and_then(SavedHappening::happening) {
+            self.machine.herald.tell(happening);
+        }
         Ok(())
     }
 
-    /// What another worker needs in order to go on. The guest runs no more, if it did.
+    /// What another worker needs in order to go on. The guest runs no more, if it did, and
+    /// its serial ports have no clients any more.
+    pub(crate) async fn hand_over(&mut self) -> Result<SavedVm, VmError> {
+        let saved = self.save().await?;
+        // At once, so that no client gets what the next worker has, too.
+        for port in &self.serial {
+            port.close();
+        }
+        Ok(saved)
+    }
+
+    /// What another worker would need in order to go on. The guest does not run until
+    /// [`Vm::go_on`].
     pub(crate) async fn save(&mut self) -> Result<SavedVm, VmError> {
         let state = self.state;
         self.hold().await?;
@@ -313,7 +332,16 @@ impl Vm {
             GuestState::New => None,
             _ => Some(self.machine.chipset.save()?),
         };
-        Ok(SavedVm::new(state, self.resets, chipset))
+        let happening = self.happened.try_recv().ok();
+        if let Some(happening) = &happening {
+            // It is still to be handled, should this worker go on.
+            self.machine.herald.tell(happening.clone());
+        }
+        let serial = self.serial.iter().map(Port::save).collect();
+        let mut saved = SavedVm::new(state, self.resets, chipset);
+        saved.happening = happening.map(SavedHappening::from);
+        saved.serial = serial;
+        Ok(saved)
     }
 
     /// Goes on after a [`Vm::save`] that nothing came of.
@@ -407,18 +435,18 @@ impl Vm {
         }];
         match self.on_crash {
             OnGuestCrash::Halt => {}
-            OnGuestCrash::Reset => events.push(self.reset("crash").await),
+            OnGuestCrash::Reset => events.push(self.reset("crash".to_owned()).await),
             OnGuestCrash::PowerOff => self.last_words().await,
         }
         events
     }
 
     /// Starts the guest anew. All VPs are held, the chipset is paused.
-    async fn reset(&mut self, source: &'static str) -> GuestEvent {
+    async fn reset(&mut self, source: String) -> GuestEvent {
         self.resets = self.resets.saturating_add(1);
         match self.restart().await {
             Ok(()) => GuestEvent::Reset {
-                source: source.to_owned(),
+                source,
                 count: self.resets,
             },
             Err(error) => self.stop(kernel_log::chain(&error)),

@@ -16,7 +16,7 @@ pub(crate) enum Happening {
     /// The guest has switched itself off.
     PoweredOff,
     /// The guest wants a reset; how it has asked.
-    Reset(&'static str),
+    Reset(String),
     /// The guest has crashed; a report.
     Crashed(String),
     /// The VM cannot go on with this guest; a report.
@@ -68,7 +68,7 @@ impl PowerEvents for Herald {
     fn power_event(&self, event: PowerEvent) {
         match event {
             PowerEvent::PowerOff => self.tell(Happening::PoweredOff),
-            PowerEvent::Reset(source) => self.tell(Happening::Reset(reset_text(source))),
+            PowerEvent::Reset(source) => self.tell(Happening::Reset(reset_text(source).to_owned())),
             PowerEvent::UnknownSleepType(kind) => {
                 let count = self.unknown_sleeps.fetch_add(1, Relaxed) + 1;
                 if count.is_power_of_two() {

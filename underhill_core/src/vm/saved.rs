@@ -2,6 +2,8 @@
 //! where they are: with the host and the kernel.
 
 use super::GuestState;
+use super::Happening;
+use super::serial::SavedPort;
 use chipset::SavedChipset;
 
 /// State of a VM.
@@ -16,6 +18,48 @@ pub(crate) struct SavedVm {
     /// Its resets so far.
     #[prost(uint64, tag = "3")]
     pub(crate) resets: u64,
+    /// COM1 and COM2.
+    #[prost(message, repeated, tag = "4")]
+    pub(super) serial: Vec<SavedPort>,
+    /// What a VP has told, and nobody has handled yet.
+    #[prost(message, optional, tag = "5")]
+    pub(super) happening: Option<SavedHappening>,
+}
+
+/// A [`Happening`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct SavedHappening {
+    /// Which: its place among the four, from 1.
+    #[prost(uint32, tag = "1")]
+    kind: u32,
+    /// What it has to say.
+    #[prost(string, tag = "2")]
+    text: String,
+}
+
+impl From<Happening> for SavedHappening {
+    fn from(happening: Happening) -> Self {
+        let (kind, text) = match happening {
+            Happening::PoweredOff => (1, String::new()),
+            Happening::Reset(source) => (2, source),
+            Happening::Crashed(report) => (3, report),
+            Happening::Stopped(report) => (4, report),
+        };
+        Self { kind, text }
+    }
+}
+
+impl SavedHappening {
+    /// `None`: none that this program knows.
+    pub(super) fn happening(self) -> Option<Happening> {
+        match self.kind {
+            1 => Some(Happening::PoweredOff),
+            2 => Some(Happening::Reset(self.text)),
+            3 => Some(Happening::Crashed(self.text)),
+            4 => Some(Happening::Stopped(self.text)),
+            _ => None,
+        }
+    }
 }
 
 /// Tags of the states. 0 is that of a message without one.
@@ -34,6 +78,8 @@ impl SavedVm {
             chipset,
             state: tag.map_or(0, |(tag, _)| *tag),
             resets,
+            serial: Vec::new(),
+            happening: None,
         }
     }
 

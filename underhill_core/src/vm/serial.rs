@@ -57,6 +57,8 @@ struct Shared {
     room: Notify,
     /// All output has been passed on after `ending` was set.
     drained: Notify,
+    /// Nothing more is to be passed on.
+    closed: Notify,
 }
 
 #[derive(Default)]
@@ -87,6 +89,15 @@ struct Counters {
     dropped: u64,
 }
 
+/// What waits in a port.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct SavedPort {
+    #[prost(bytes = "vec", tag = "1")]
+    output: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    input: Vec<u8>,
+}
+
 /// The UART's end of a port.
 pub(crate) struct Backend(Arc<Shared>);
 
@@ -94,6 +105,38 @@ impl Port {
     /// The end for the UART.
     pub(crate) fn backend(&self) -> Box<dyn SerialBackend> {
         Box::new(Backend(self.0.clone()))
+    }
+
+    /// What waits in it.
+    pub(crate) fn save(&self) -> SavedPort {
+        let state = self.0.lock();
+        SavedPort {
+            output: state.output.iter().copied().collect(),
+            input: state.input.iter().copied().collect(),
+        }
+    }
+
+    /// Has wait in it what waited in another one, as far as there is room.
+    pub(crate) fn restore(&self, saved: &SavedPort) {
+        let mut state = self.0.lock();
+        let input = saved.input.len().min(INPUT_MAX);
+        state.input = saved.input[..input].to_vec().into();
+        let output = saved.output.len().saturating_sub(RING);
+        state.output = saved.output[output..].to_vec().into();
+        drop(state);
+        // A client may be here already.
+        self.0.output.notify_one();
+    }
+
+    /// Ends the connection, and drops what waits: somebody else has it.
+    pub(crate) fn close(&self) {
+        {
+            let mut state = self.0.lock();
+            state.ending = true;
+            state.output.clear();
+            state.input.clear();
+        }
+        self.0.closed.notify_one();
     }
 
     /// Before the machine ends: waits at most `patience` until the client, if there is
@@ -243,14 +286,16 @@ pub(crate) async fn serve(port: Port, listener: Listener, poll: impl Fn()) -> io
         }
         let client = next;
         let replaced = tokio::select! {
-            accepted = listener.accept() => Some(accepted?),
+            accepted = listener.accept() => Some(accepted),
             () = attend(shared, &client, &poll) => None,
         };
+        drop(client);
+        // Whatever comes next: the guest must not wait for a client that has gone.
         if shared.detach() {
             poll();
         }
         next = match replaced {
-            Some(stream) => stream,
+            Some(accepted) => accepted?,
             None => listener.accept().await?,
         };
     }
@@ -259,6 +304,9 @@ pub(crate) async fn serve(port: Port, listener: Listener, poll: impl Fn()) -> io
 /// Moves bytes until the client has gone.
 async fn attend(shared: &Shared, client: &Stream, poll: &impl Fn()) {
     let result = tokio::select! {
+        // The first, because what the others would pass on is somebody else's then.
+        biased;
+        () = shared.closed.notified() => Ok(()),
         result = send(shared, client, poll) => result,
         result = receive(shared, client, poll) => result.map(|never| match never {}),
     };

@@ -303,17 +303,19 @@ fn a_guest_that_tells_of_its_crash_is_quoted() {
             instruction: instruction(&[0x0f, 0x30]),
         })
     };
+    // What makes a report the longest: lines, and bytes that are shown as several.
+    let mut message = vec![b'\n'; 200];
+    message.resize(3200, 0x7f);
+    message.extend(b"\nBUG: gone\x07\n<end>");
+    let length = message.len() as u64;
     run(async {
         let mut rig = Rig::new(1, OnGuestCrash::Halt).await;
-        rig.partition
-            .memory()
-            .write(TEXT, b"BUG: gone\x07\n<end>")
-            .unwrap();
+        rig.partition.memory().write(TEXT, &message).unwrap();
         rig.partition.script(
             0,
             [
                 write(0x4000_0103, TEXT),
-                write(0x4000_0104, 16),
+                write(0x4000_0104, length),
                 write(0x4000_0105, 3 << 62),
             ],
         );
@@ -323,9 +325,10 @@ fn a_guest_that_tells_of_its_crash_is_quoted() {
             panic!("{told:?}");
         };
         assert!(
-            report.ends_with("the guest says:\nBUG: gone\\u{7}\n<end>"),
+            report.contains("the guest says:\n") && report.ends_with("BUG: gone\\u{7}\n<end>"),
             "{report}"
         );
+        assert!(report.len() < 8 << 10 && report.lines().count() < 128);
     });
 }
 
@@ -539,5 +542,25 @@ fn a_paused_guest_is_handed_over_paused() {
         assert_eq!(second.partition.vp(0).runs, 0);
         second.vm.resume().unwrap();
         assert_eq!(second.vm.state, GuestState::Running);
+    });
+}
+
+#[test]
+fn what_a_guest_has_asked_for_is_not_forgotten_when_it_is_handed_over() {
+    run(async {
+        let mut first = Rig::new(1, OnGuestCrash::Halt).await;
+        let power_off = port_exit(PM1_CONTROL, 2, Some(POWER_OFF));
+        first.partition.script(0, [power_off]);
+        first.boot().await;
+        while first.partition.vp(0).done.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        first.vm.save().await.unwrap();
+        first.vm.go_on().unwrap();
+        let saved = first.vm.hand_over().await.unwrap();
+
+        let mut second = Rig::new(1, OnGuestCrash::Halt).await;
+        second.vm.restore(saved).await.unwrap();
+        assert_eq!(second.next().await, [GuestEvent::PoweredOff]);
     });
 }

@@ -251,3 +251,53 @@ fn memory_of_a_full_ring_is_given_back() {
         assert!(rig.port.0.lock().output.capacity() <= ATTACHED_MAX);
     });
 }
+
+#[test]
+fn what_waits_is_handed_over_and_nothing_comes_twice() {
+    run(async {
+        let mut first = Rig::new();
+        let mut client = first.attach().await;
+        client.write_all(b"typed").await.unwrap();
+        while first.port.0.lock().input.len() < 5 {
+            tokio::task::yield_now().await;
+        }
+        // More than the socket takes, so that something waits.
+        let mut all = pattern(251 * 4096);
+        let mut written = 0;
+        loop {
+            match first.uart.write(&all[written..]) {
+                0 if first.port.0.lock().output.len() == ATTACHED_MAX => break,
+                taken => written += taken,
+            }
+            tokio::task::yield_now().await;
+        }
+        all.truncate(written);
+        let saved = first.port.save();
+        first.port.close();
+        assert!(!saved.output.is_empty());
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+
+        let mut second = Rig::new();
+        second.port.restore(&saved);
+        let mut client = second.attach().await;
+        got.extend(read(&mut client, saved.output.len()).await);
+        assert!(got == all);
+        assert_eq!(second.read(5).await, b"typed");
+    });
+}
+
+#[test]
+fn a_port_takes_no_more_from_another_than_it_has_room_for() {
+    run(async {
+        let mut rig = Rig::new();
+        rig.port.restore(&SavedPort {
+            output: pattern(RING + 3),
+            input: pattern(INPUT_MAX + 3),
+        });
+        let mut client = rig.attach().await;
+        assert!(read(&mut client, RING).await == pattern(RING + 3)[3..]);
+        assert!(rig.uart.read(&mut [0; 16]) == 16);
+        assert_eq!(rig.port.0.input_room(), 16);
+    });
+}
