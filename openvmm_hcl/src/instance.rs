@@ -234,8 +234,12 @@ impl Instance {
         };
         // What it said right before its end may still be on its way to here.
         while let Ok(Some(event)) = self.events.try_recv() {
-            if let Event::Failed { reason: why } = event {
-                reason = Some(cut(why, REASON_MAX));
+            match event {
+                Event::Failed { reason: why } => reason = Some(cut(why, REASON_MAX)),
+                Event::Guest(event) => {
+                    let _ = reports.send(Report::Guest(brief(event))).await;
+                }
+                Event::Ready { .. } => {}
             }
         }
         let Death { cause, last_lines } = death;

@@ -324,3 +324,18 @@ fn a_report_about_a_guest_is_passed_on_and_cut() {
         worker.end().await;
     });
 }
+
+#[test]
+fn what_a_worker_says_of_its_guest_before_its_end_is_told_before_it() {
+    run(async {
+        let ends = tempfile::tempdir().unwrap();
+        let mut worker = watched(&until(ends.path(), 0), patience(LONG, None));
+        let events = worker.events.clone();
+        std::fs::write(ends.path().join("now"), "").unwrap();
+        let event = Event::Guest(GuestEvent::PoweredOff);
+        events.send(event).await.unwrap();
+        let told = worker.reports.recv().await;
+        assert!(matches!(told, Some(Report::Guest(GuestEvent::PoweredOff))));
+        assert_eq!(worker.end().await.cause, "exit code 0");
+    });
+}
