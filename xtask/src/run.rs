@@ -132,6 +132,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let attended = on_terminal && !args.exit_after_boot && !args.json;
+    args.guest.check()?;
     if args.no_paravisor {
         return alone::run(&args, attended);
     }

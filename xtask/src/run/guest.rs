@@ -17,6 +17,7 @@ use qemu::GuestPort;
 use qemu::Line;
 use qemu::Vm;
 use serde::Serialize;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -69,6 +70,25 @@ impl GuestArgs {
     /// The tour is part of the initrd that we make.
     pub(crate) fn has_tour(&self) -> bool {
         self.initrd.is_none() && self.cmdline.is_none()
+    }
+
+    /// Refuses files that are not there, before anything is fetched or built.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let suites = Suite::ALL.map(Suite::name);
+        anyhow::ensure!(
+            suites.contains(&self.kernel.as_str()) || Path::new(&self.kernel).is_file(),
+            "--kernel {}: no such file, expected a kernel or one of Debian's suites {}",
+            self.kernel,
+            suites.join(", ")
+        );
+        if let Some(initrd) = &self.initrd {
+            anyhow::ensure!(
+                initrd.as_os_str() == NONE || initrd.is_file(),
+                "--initrd {}: no such file, expected an initrd or `{NONE}`",
+                initrd.display()
+            );
+        }
+        Ok(())
     }
 
     /// The guest's files, fetched and built if they are not there yet.
@@ -171,6 +191,18 @@ mod tests {
         };
         assert_eq!(parts(&words, true), expected);
         assert!(!args(&words).unwrap().has_tour());
+    }
+
+    #[test]
+    fn files_that_are_not_there_are_named_with_what_is_expected() {
+        let error = |words: &[&str]| args(words).unwrap().check().unwrap_err().to_string();
+        let kernel = error(&["--kernel", "bookwurm"]);
+        assert!(kernel.contains("bookwurm") && kernel.contains("bookworm, trixie"));
+        assert!(error(&["--initrd", "/nowhere"]).contains("/nowhere"));
+        args(&["--kernel", "trixie", "--initrd", NONE])
+            .unwrap()
+            .check()
+            .unwrap();
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::run::raw::RawTerminal;
 use crate::run::raw::block_signals;
 use crate::run::raw::wait_for_signal;
 use anyhow::Context as _;
+use boot_events::GUEST_CRASHED_PREFIX;
+use boot_events::GUEST_STOPPED_PREFIX;
 use boot_events::WORKER_DIED_PREFIX;
 use boot_events::WORKER_READY_PREFIX;
 use diag_client::registry::Registration;
@@ -35,6 +37,15 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes of a console's line that can matter here.
 const MAX_LINE: usize = 4096;
+
+/// Lines of VTL2's console with these matter here.
+const MATTERS: [&str; 5] = [
+    boot_events::READY,
+    WORKER_READY_PREFIX,
+    WORKER_DIED_PREFIX,
+    GUEST_CRASHED_PREFIX,
+    GUEST_STOPPED_PREFIX,
+];
 
 /// What can happen while a person watches.
 enum Happening {
@@ -163,10 +174,14 @@ impl Session<'_> {
                 None
             }
             Happening::Vtl2(line) => {
-                if line.contains(boot_events::READY) {
-                    self.paravisor_is_ready();
-                } else if let Some((_, cause)) = line.split_once(WORKER_DIED_PREFIX) {
+                if let Some((_, cause)) = line.split_once(WORKER_DIED_PREFIX) {
                     show(&format!("The VM worker died: {cause}"));
+                } else if let Some((_, cause)) = line.split_once(GUEST_CRASHED_PREFIX) {
+                    show(&format!("The guest crashed: {cause}"));
+                } else if let Some((_, cause)) = line.split_once(GUEST_STOPPED_PREFIX) {
+                    show(&format!("The guest cannot go on: {cause}"));
+                } else if line.contains(boot_events::READY) {
+                    self.paravisor_is_ready();
                 } else if self.registered.is_some() || self.connections > 0 {
                     // The worker was started again, and with it the guest.
                     self.connect();
@@ -296,8 +311,7 @@ impl Write for Watcher {
                 continue;
             }
             let line = String::from_utf8_lossy(&self.line);
-            let matters = [boot_events::READY, WORKER_READY_PREFIX, WORKER_DIED_PREFIX];
-            if matters.iter().any(|text| line.contains(text)) {
+            if MATTERS.iter().any(|text| line.contains(text)) {
                 let line = line.trim_end().to_owned();
                 // Nobody listens when the machine was ended on purpose.
                 let _ = self.sender.send(Happening::Vtl2(line));
@@ -342,6 +356,9 @@ mod tests {
             "\r\nmore ",
             WORKER_DIED_PREFIX,
             "signal 9\n",
+            "[3] ",
+            GUEST_CRASHED_PREFIX,
+            "VP 0: triple fault\n",
         ] {
             watcher.write_all(piece.as_bytes()).unwrap();
         }
@@ -355,6 +372,7 @@ mod tests {
             })
             .collect();
         let died = format!("more {WORKER_DIED_PREFIX}signal 9");
-        assert_eq!(lines, [format!("[2] {ready}"), died]);
+        let crashed = format!("[3] {GUEST_CRASHED_PREFIX}VP 0: triple fault");
+        assert_eq!(lines, [format!("[2] {ready}"), died, crashed]);
     }
 }
