@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -66,7 +67,7 @@ impl Register for Registrar {
             self.vtl.add_memory(part)?;
             self.registrations.fetch_add(1, Relaxed);
             done.push(part);
-            fs::write(&self.record, format(&done))?;
+            write_whole(&self.record, &format(&done))?;
         }
         Ok(())
     }
@@ -96,6 +97,13 @@ fn missing(range: GpaRange, done: &[GpaRange]) -> Vec<GpaRange> {
             .collect();
     }
     parts
+}
+
+/// Writes a file that whoever reads it finds whole, also if the writer is killed.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, text)?;
+    fs::rename(new, path)
 }
 
 /// A line for each range: start and end.
@@ -143,6 +151,19 @@ mod tests {
         let expected = [range(UNIT, 2 * UNIT), range(3 * UNIT, 4 * UNIT)];
         assert_eq!(missing(range(0, 4 * UNIT), &done), expected);
         assert!(missing(range(1, 2), &done).is_empty());
+    }
+
+    #[test]
+    fn a_record_takes_the_place_of_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vtl0_memory");
+        for ranges in [vec![range(0, UNIT)], vec![range(UNIT, 2 * UNIT)]] {
+            write_whole(&path, &format(&ranges)).unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            assert_eq!(parse(&text), Some(ranges));
+        }
+        let files = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(files, 1, "nothing else is left");
     }
 
     proptest! {
