@@ -3,9 +3,9 @@
 use super::counters::Refused;
 use super::{Next, Partition, Processor, Vp, apic, gpr};
 use crate::hypercall::Outcome;
-use crate::svm::fetch;
 use crate::svm::fetch::Instruction;
 use crate::svm::vmcb::{self, Exception};
+use crate::svm::{fetch, flags};
 use crate::vtl::Vtl;
 use crate::{cpuid, hypercall, log_text};
 use boot_events::{HOST_ERROR_PREFIX, HOST_VTL2_CRASH_PREFIX};
@@ -46,6 +46,7 @@ impl Partition {
         if vp.vtl == Vtl::GUEST {
             return self.handle_guest_exit(vp, processor);
         }
+        self.repair_flags(vp, processor);
         let control = &vp.vmcb().control;
         let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
         match code {
@@ -163,6 +164,12 @@ impl Partition {
             control.exit_info2
         ));
         Next::End(ExitReason::HostError)
+    }
+
+    /// See [`flags`].
+    pub(super) fn repair_flags(&self, vp: &mut Vp, processor: &impl Processor) {
+        let memory = self.memory(vp.vtl, processor);
+        flags::repair(&memory, &mut vp.vmcb_mut().save);
     }
 
     /// Emulates an instruction if it is the one that the VP stands at, and goes on behind

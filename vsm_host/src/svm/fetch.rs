@@ -83,6 +83,16 @@ pub fn fetch<R: RamAccess + ?Sized>(
     } else {
         u64::from((save.cs.base as u32).wrapping_add(save.rip as u32))
     };
+    read(memory, save, linear, out)
+}
+
+/// Reads code at a linear address; returns how many bytes could be read.
+pub(super) fn read<R: RamAccess + ?Sized>(
+    memory: &GuestMemory<'_, R>,
+    save: &Save,
+    linear: u64,
+    out: &mut [u8],
+) -> usize {
     let mut done = 0;
     while done < out.len() {
         let at = linear.wrapping_add(done as u64);

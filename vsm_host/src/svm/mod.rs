@@ -6,6 +6,7 @@ pub mod check;
 pub mod context;
 pub mod cr8;
 pub mod fetch;
+pub mod flags;
 pub mod idle;
 pub mod nmi;
 pub mod paging;

@@ -91,7 +91,7 @@ fn decode(bytes: &[u8]) -> Option<(Access, usize)> {
 }
 
 /// Bytes behind ModRM that say where in memory; `None` if it is a register.
-fn operand_length(modrm: u8, sib: Option<&u8>) -> Option<usize> {
+pub(super) fn operand_length(modrm: u8, sib: Option<&u8>) -> Option<usize> {
     let (mode, base) = (modrm >> 6, modrm & 7);
     let displacement = |base| match mode {
         0 if base == 5 => 4,

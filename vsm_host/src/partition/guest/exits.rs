@@ -41,6 +41,7 @@ impl Partition {
         processor: &impl Processor,
     ) -> Next {
         lapic::after_exit(self, vp, processor);
+        self.repair_flags(vp, processor);
         let control = &vp.vmcb().control;
         let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
         match code {
