@@ -46,11 +46,29 @@ pub struct GuestFiles<'a> {
 #[derive(Debug, Error)]
 pub enum GuestError {
     /// No Linux could be loaded from these files.
-    #[error("guest {0}")]
-    Load(#[from] LoadError),
+    #[error("guest {error}")]
+    Load {
+        /// Why.
+        error: LoadError,
+    },
     /// The files cannot become an archive.
-    #[error("guest's files: {0}")]
-    Archive(#[from] initramfs::ArchiveError),
+    #[error("guest's files: {error}")]
+    Archive {
+        /// Why.
+        error: initramfs::ArchiveError,
+    },
+}
+
+impl From<LoadError> for GuestError {
+    fn from(error: LoadError) -> Self {
+        Self::Load { error }
+    }
+}
+
+impl From<initramfs::ArchiveError> for GuestError {
+    fn from(error: initramfs::ArchiveError) -> Self {
+        Self::Archive { error }
+    }
 }
 
 /// A file of the guest that was found in an image.

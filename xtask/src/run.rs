@@ -15,11 +15,13 @@ use crate::artifacts::Artifacts;
 use crate::artifacts::ImageProfile;
 use crate::artifacts::Prepared;
 use crate::cargo::Workspace;
+use crate::guest::image::image_fits;
 use crate::run::guest::GuestArgs;
 use crate::vsock;
 use anyhow::Context as _;
 use boot_events::Event;
 use igvm_builder::placement;
+use openhcl_config::OnGuestCrash;
 use qemu::Accel;
 use qemu::ByteCount;
 use qemu::Gdb;
@@ -177,6 +179,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
             openhcl_config::Origin::Default => None,
             _ => Some(config.name.value.clone()),
         },
+        crash_ends: *config.on_guest_crash != OnGuestCrash::Reset,
         timeline: args.timeline.as_deref(),
         diag,
     };
@@ -212,6 +215,8 @@ struct Run<'a> {
     consoles: &'a Path,
     image: &'a Path,
     guest: Guest,
+    /// A crash is the guest's end.
+    crash_ends: bool,
     /// The VM's name, if its configuration has one.
     name: Option<String>,
     /// Where the picture of the boot goes.
@@ -287,32 +292,39 @@ impl Args {
         consoles: &Path,
         attended: bool,
     ) -> anyhow::Result<(PathBuf, Guest)> {
-        if let Some(image) = &self.igvm {
-            let guest = match igvm_builder::error::read_image(image)?.guest.is_empty() {
+        let machine = placement::Machine {
+            vps: self.vps,
+            memory: self.memory.get(),
+            options: igvm_loader::Options {
+                vtl2_memory: self.vtl2_memory.map(ByteCount::get),
+                park: self.accel == Accel::Tcg,
+                ..igvm_loader::Options::default()
+            },
+        };
+        if let Some(path) = &self.igvm {
+            image_fits(
+                &std::fs::read(path).with_context(|| path.display().to_string())?,
+                &machine,
+            )?;
+            let guest = match igvm_builder::error::read_image(path)?.guest.is_empty() {
                 true => Guest::None,
                 false => Guest::Other,
             };
-            return Ok((image.clone(), guest));
+            return Ok((path.clone(), guest));
         }
         if !self.guest.wanted() {
-            return Ok((artifacts.igvm.clone(), Guest::None));
+            let path = &artifacts.igvm;
+            image_fits(
+                &std::fs::read(path).with_context(|| path.display().to_string())?,
+                &machine,
+            )?;
+            return Ok((path.clone(), Guest::None));
         }
         let tour = !attended && self.guest.has_tour();
         let parts = self.guest.parts(&prepared.cache, workspace, tour)?;
         let path = consoles.join("openhcl.igvm");
         let image = parts.pack(artifacts, self.profile(), &workspace.root, &path)?;
-        parts.check_memory(
-            &image,
-            &placement::Machine {
-                vps: self.vps,
-                memory: self.memory.get(),
-                options: igvm_loader::Options {
-                    vtl2_memory: self.vtl2_memory.map(ByteCount::get),
-                    park: self.accel == Accel::Tcg,
-                    ..igvm_loader::Options::default()
-                },
-            },
-        )?;
+        parts.check_memory(&image, &machine)?;
         let guest = if tour { Guest::Tour } else { Guest::Other };
         Ok((path, guest))
     }

@@ -60,6 +60,8 @@ pub struct GuestConsole {
     index: usize,
     /// Bytes that earlier waits went past.
     seen: usize,
+    /// A crash of the guest is its end.
+    crash_ends: bool,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -143,8 +145,15 @@ impl GuestConsole {
             board,
             index,
             seen: 0,
+            crash_ends: false,
             reader: Some(reader),
         })
+    }
+
+    /// From now on waits also end when the guest has crashed: for a machine whose policy does
+    /// not boot it again.
+    pub fn give_up_on_crash(&mut self) {
+        self.crash_ends = true;
     }
 
     /// Waits until the guest has said `text`, a whole line or a part of one. The result is
@@ -173,7 +182,7 @@ impl GuestConsole {
             }
             from = (said.bytes.len() + 1).saturating_sub(text.len()).max(from);
             let (what, log, tail) = (text.to_owned(), self.log.clone(), || said.tail());
-            if let Some(cause) = stopped(&state) {
+            if let Some(cause) = stopped(&state, self.crash_ends) {
                 let (cause, tail) = (cause.to_owned(), tail());
                 return Err(GuestConsoleError::Stopped {
                     what,
@@ -205,12 +214,19 @@ impl GuestConsole {
     /// Waits until the paravisor closes the connection, as it does when the guest powers off,
     /// or says that the guest has stopped. Whether that was within the deadline.
     pub fn wait_end(&mut self, deadline: Duration) -> bool {
-        let over = |state: &State| state.guests[self.index].ended || stopped(state).is_some();
+        let over = |state: &State| {
+            state.guests[self.index].ended || stopped(state, self.crash_ends).is_some()
+        };
         let waited = self
             .board
             .changed
             .wait_timeout_while(self.board.lock(), deadline, |state| !over(state));
         over(&waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// What the paravisor says of a guest that does not go on, as waits understand it.
+    pub fn stopped(&self) -> Option<String> {
+        stopped(&self.board.lock(), self.crash_ends).map(str::to_owned)
     }
 
     /// Types.
@@ -287,18 +303,18 @@ fn read(mut stream: impl Read, mut file: impl Write, board: &Board, index: usize
 }
 
 /// What the paravisor says of a guest that does not go on, if it has not begun anew since.
-fn stopped(state: &State) -> Option<&str> {
+fn stopped(state: &State, crash_ends: bool) -> Option<&str> {
     let lines = &state.transcript(Source::Vtl2).lines;
     let last = lines.iter().rev().find_map(|line| {
         Event::find(&line.text).filter(|event| {
             matches!(
                 event,
                 Event::GuestStopped(_) | Event::GuestReset(_) | Event::WorkerReady(_)
-            )
+            ) || (crash_ends && matches!(event, Event::GuestCrashed(_)))
         })
     });
     match last {
-        Some(Event::GuestStopped(cause)) => Some(cause),
+        Some(Event::GuestStopped(cause) | Event::GuestCrashed(cause)) => Some(cause),
         _ => None,
     }
 }
@@ -378,23 +394,44 @@ mod tests {
         assert_eq!(std::fs::read(console.log()).unwrap(), b"\xfflast words");
     }
 
-    #[test]
-    fn a_guest_that_has_stopped_is_not_waited_for() {
-        let (directory, _guest, mut console) = console();
-        let said = format!("[1] {}VP 0: no way\n", boot_events::GUEST_STOPPED_PREFIX);
+    /// Lets the paravisor say a line.
+    fn say(directory: &Path, console: &GuestConsole, line: &str) {
         let vtl2 = capture(
             console.board.clone(),
             Source::Vtl2,
-            io::Cursor::new(said),
-            File::create(directory.path().join("vtl2")).unwrap(),
+            io::Cursor::new(format!("[1] {line}\n")),
+            File::create(directory.join("vtl2")).unwrap(),
             None,
         );
+        vtl2.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn a_guest_that_has_stopped_is_not_waited_for() {
+        let (directory, _guest, mut console) = console();
+        let line = format!("{}VP 0: no way", boot_events::GUEST_STOPPED_PREFIX);
+        say(directory.path(), &console, &line);
 
         let error = console.wait_for_text("ready", LONG).unwrap_err();
 
         assert!(error.to_string().contains("VP 0: no way"), "{error}");
         assert!(console.wait_end(LONG));
-        vtl2.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn a_crash_ends_a_wait_only_where_that_was_asked_for() {
+        let (directory, _guest, mut console) = console();
+        let line = format!("{}triple fault", boot_events::GUEST_CRASHED_PREFIX);
+        say(directory.path(), &console, &line);
+
+        let error = console.wait_for_text("ready", SOON).unwrap_err();
+        assert!(
+            matches!(error, GuestConsoleError::Deadline { .. }),
+            "{error}"
+        );
+        console.give_up_on_crash();
+        let error = console.wait_for_text("ready", LONG).unwrap_err();
+        assert!(error.to_string().contains("triple fault"), "{error}");
     }
 
     #[test]

@@ -87,15 +87,13 @@ impl GuestParts {
 
     /// Checks that the guest of `image` has room in what a machine leaves to it.
     pub(crate) fn check_memory(&self, image: &[u8], machine: &Machine<'_>) -> anyhow::Result<()> {
-        let size = human_size(machine.memory);
-        let ram = guest_ram(image, machine)
-            .map_err(|error| anyhow::anyhow!("{error}"))
-            .with_context(|| format!("a machine with {size} of memory cannot load the image"))?;
+        let ram = image_fits(image, machine)?;
         let files = self.read()?;
         guest::fits(&files.borrow(), &self.command_line, &ram).with_context(|| {
             let left: u64 = ram.iter().map(|(start, end)| end - start).sum();
             format!(
-                "guest of {self}: {size} of memory leave {} to it",
+                "guest of {self}: {} of memory leave {} to it",
+                human_size(machine.memory),
                 human_size(left)
             )
         })
@@ -126,6 +124,14 @@ impl std::fmt::Display for GuestParts {
             None => Ok(()),
         }
     }
+}
+
+/// RAM that a machine leaves to the guest of an image, if it can load the image at all.
+pub(crate) fn image_fits(image: &[u8], machine: &Machine<'_>) -> anyhow::Result<Vec<(u64, u64)>> {
+    let size = human_size(machine.memory);
+    guest_ram(image, machine)
+        .map_err(|error| anyhow::anyhow!("{error}"))
+        .with_context(|| format!("a machine with {size} of memory cannot load the image"))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

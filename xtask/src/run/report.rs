@@ -92,6 +92,9 @@ impl Run<'_> {
         json: bool,
         deadline: Duration,
     ) -> anyhow::Result<Option<Tour>> {
+        if self.crash_ends {
+            console.give_up_on_crash();
+        }
         if self.guest == Guest::Tour {
             return match guest::tour(console, deadline) {
                 Ok(tour) => Ok(Some(tour)),
@@ -104,9 +107,13 @@ impl Run<'_> {
         }
         anyhow::ensure!(
             ended,
-            "the guest has not powered off within {OTHER_GUEST_DEADLINE:?}; its console is in {}",
-            console.log().display()
+            "the guest has not powered off within {OTHER_GUEST_DEADLINE:?}\n{}",
+            vm.report()
         );
+        // With its console the machine ends, unless it is only the guest that did.
+        if let Some(cause) = console.stopped() {
+            anyhow::bail!("the guest stopped: {cause}\n{}", vm.report());
+        }
         Ok(None)
     }
 
