@@ -209,13 +209,21 @@ fn an_image_for_another_platform_is_refused() {
 }
 
 #[test]
-fn an_image_without_vtl2_is_refused() {
-    let image = Image::release().with_header::<IGVM_VHS_SUPPORTED_PLATFORM>(
-        IgvmVariableHeaderType::IGVM_VHT_SUPPORTED_PLATFORM,
-        0,
-        |header| header.highest_vtl = 0,
-    );
-    assert_names(&refusal(&image), &["(SupportedPlatform)", "highest VTL"]);
+fn an_image_whose_highest_vtl_is_not_that_of_its_parts_is_refused() {
+    let with_highest = |vtl| {
+        Image::release().with_header::<IGVM_VHS_SUPPORTED_PLATFORM>(
+            IgvmVariableHeaderType::IGVM_VHT_SUPPORTED_PLATFORM,
+            0,
+            |header| header.highest_vtl = vtl,
+        )
+    };
+    for vtl in [1, 3] {
+        let reason = refusal(&with_highest(vtl));
+        assert_names(&reason, &["(SupportedPlatform)", "highest VTL"]);
+    }
+    // An image may have VTL 0 alone, but this one is for VTL2.
+    let reason = refusal(&with_highest(0));
+    assert_names(&reason, &["VTL, found 2, expected 0"]);
 }
 
 #[test]
