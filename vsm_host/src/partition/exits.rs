@@ -1,11 +1,12 @@
 //! What happens when a VP leaves its VTL.
 
 use super::counters::Refused;
+use super::guest::lapic;
 use super::{Next, Partition, Processor, Vp, apic, gpr};
 use crate::hypercall::Outcome;
 use crate::svm::fetch::Instruction;
 use crate::svm::vmcb::{self, Exception};
-use crate::svm::{fetch, flags};
+use crate::svm::{fetch, flags, shadow};
 use crate::vtl::Vtl;
 use crate::{cpuid, hypercall, log_text};
 use boot_events::{HOST_ERROR_PREFIX, HOST_VTL2_CRASH_PREFIX};
@@ -43,6 +44,7 @@ impl Partition {
         }
         let state = &mut vp.vtls[vp.vtl.index()];
         state.nmis.exited(&mut state.vmcb);
+        self.finish_halt(vp, processor);
         if vp.vtl == Vtl::GUEST {
             return self.handle_guest_exit(vp, processor);
         }
@@ -164,6 +166,23 @@ impl Partition {
             control.exit_info2
         ));
         Next::End(ExitReason::HostError)
+    }
+
+    /// See [`shadow`]: a VTL that has been called out between STI and HLT halts now.
+    fn finish_halt(&self, vp: &mut Vp, processor: &impl Processor) {
+        if !matches!(vp.vmcb().control.exit_code, ExitCode::NMI | ExitCode::INTR) {
+            return;
+        }
+        let memory = self.memory(vp.vtl, processor);
+        let Some(next_rip) = shadow::behind_halt(&memory, vp.vmcb()) else {
+            return;
+        };
+        vmcb::advance(vp.vmcb_mut(), next_rip);
+        // VTL2 halts by itself. To it this is an HLT that ends at once, as one does whose
+        // interrupt has come already; its idle loop looks for work and halts again.
+        if vp.vtl == Vtl::GUEST {
+            lapic::halt(vp);
+        }
     }
 
     /// See [`flags`].

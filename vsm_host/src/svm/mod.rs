@@ -11,5 +11,6 @@ pub mod idle;
 pub mod nmi;
 pub mod paging;
 pub mod permissions;
+pub mod shadow;
 pub mod store;
 pub mod vmcb;

@@ -30,6 +30,11 @@ pub(super) const TESTS: &[Test] = &[
     ),
     test("timer.can_be_stopped", Needs::Nothing, can_be_stopped),
     test("timer.wakes_from_halt", Needs::Nothing, wakes_from_halt),
+    test(
+        "timer.is_not_lost_at_the_halt",
+        Needs::Nothing,
+        is_not_lost_at_the_halt,
+    ),
     test("timer.is_never_early", Needs::Host, is_never_early),
     test("timer.divider_divides", Needs::Host, divider_divides),
     test(
@@ -164,6 +169,21 @@ fn wakes_from_halt(_: &Machine<'_>) -> TestResult {
     for _ in 0..50 {
         let before = count_here(VECTOR);
         arm(0, BY_1, SHORT);
+        halt_until(|| count_here(VECTOR) != before);
+    }
+    disarm();
+    Ok(())
+}
+
+/// The timer expires before, between and behind STI and HLT. One that comes between them
+/// and is taken there is waited for again, for ever.
+fn is_not_lost_at_the_halt(_: &Machine<'_>) -> TestResult {
+    const ROUNDS: u32 = 4_000;
+    const STEP: u32 = 128;
+    for round in 0..ROUNDS {
+        let before = count_here(VECTOR);
+        interrupts::disable();
+        arm(0, BY_1, 1 + round % 400 * STEP);
         halt_until(|| count_here(VECTOR) != before);
     }
     disarm();

@@ -37,9 +37,10 @@ const GUEST: usize = Vtl::GUEST.index();
 
 /// No periodic timer of a guest asks for more interrupts per second than this.
 const MAX_PERIODIC_HZ: u64 = 10_000;
-/// An NMI that waits for the IRET of another one's handler, or for an event that is being
-/// injected, is looked at again so many times per second.
-const NMI_RETRY_HZ: u64 = 20_000;
+/// What waits for something that is no exit is looked at again so many times per second: an
+/// NMI for the event that is being injected, an interrupt for the end of the instruction
+/// behind MOV to SS or STI.
+const RETRY_HZ: u64 = 20_000;
 
 /// Bit of `intercept_cr`.
 const CR8_WRITES: u32 = 1 << (16 + 8);
@@ -193,7 +194,7 @@ pub fn before_entry(partition: &Partition, vp: &mut Vp, processor: &impl Process
         let mut assist = Assist::new(partition, vp, processor);
         let cpu = cpu_state(vp);
         let plan = vp.lapic.apic.plan(cpu, &mut assist);
-        let retry = carry_out(vp, plan).then(|| now.saturating_add(tsc_hz / NMI_RETRY_HZ));
+        let retry = carry_out(vp, plan).then(|| now.saturating_add(tsc_hz / RETRY_HZ));
         let deadline = vp.lapic.apic.next_deadline(now);
         let of_synic = synic::next_deadline(partition, vp);
         let deadline = [deadline, retry, of_synic].into_iter().flatten().min();
@@ -417,7 +418,7 @@ fn cpu_state(vp: &Vp) -> CpuState {
     }
 }
 
-/// Puts a plan into the block; true if an NMI waits for which no exit will come.
+/// Puts a plan into the block; true if something waits for which no exit will come.
 fn carry_out(vp: &mut Vp, plan: Plan) -> bool {
     let Plan {
         inject,
@@ -436,8 +437,10 @@ fn carry_out(vp: &mut Vp, plan: Plan) -> bool {
     if state.vmcb.control.event_injection.valid() {
         vp.lapic.halted = false;
     }
-    open_window(&mut state.vmcb, interrupt_window);
-    nmi_window && state.nmis != Nmis::Handled
+    // VMRUN forgets the shadow, see `svm::shadow`: a window would open within it.
+    let in_shadow = state.vmcb.control.interrupt_shadow & vmcb::SHADOW != 0;
+    open_window(&mut state.vmcb, interrupt_window.filter(|_| !in_shadow));
+    interrupt_window.is_some() && in_shadow || nmi_window && state.nmis != Nmis::Handled
 }
 
 /// Makes the processor exit when an interrupt can be taken, or not. Where CR8 holds it

@@ -1,6 +1,9 @@
 use super::*;
-use crate::partition::tests::{FakeProcessor, injected, setup};
+use crate::guest_memory::RamAccess;
+use crate::partition::tests::{CODE, FakeProcessor, injected, setup};
 use crate::partition::{Next, guest};
+use crate::svm::vmcb;
+use x86_defs::RFLAGS_IF;
 use x86_defs::svm::ExitCode;
 
 /// VTL2 writes a register of its local APIC.
@@ -55,4 +58,21 @@ fn logical_destinations_of_nmis_are_those_that_vtl2_has_set() {
         write(&partition, &mut vp, &processor, 0x300, 0x4c00);
         assert_eq!(processor.woken.take(), woken);
     }
+}
+
+#[test]
+fn vtl2_is_not_called_out_between_sti_and_hlt() {
+    let (partition, mut vp, processor) = setup();
+    processor.ram.write_ram(CODE, &[0xf4]);
+    let in_shadow = |vp: &mut Vp, rflags| {
+        let vmcb = vp.vmcb_mut();
+        (vmcb.save.rip, vmcb.save.rflags) = (CODE, rflags);
+        vmcb.control.interrupt_shadow = vmcb::SHADOW;
+        nmi(&partition, vp, &processor);
+        (vp.vmcb().save.rip, vp.vmcb().control.interrupt_shadow)
+    };
+    // It goes on behind the HLT, as if its interrupt had come.
+    assert_eq!(in_shadow(&mut vp, 2 | RFLAGS_IF), (CODE + 1, 0));
+    // CLI; HLT is no such pair.
+    assert_eq!(in_shadow(&mut vp, 2), (CODE, vmcb::SHADOW));
 }

@@ -139,6 +139,55 @@ fn the_register_and_cr8_are_one() {
     );
 }
 
+/// Stands at HLT behind STI, and something calls the CPU out.
+fn called_out_at(code: ExitCode, vp: &mut Vp, partition: &Partition, processor: &FakeProcessor) {
+    let memory = partition.memory(Vtl::GUEST, processor);
+    memory.write(CODE, &[0xf4]).unwrap();
+    let vmcb = vp.vmcb_mut();
+    (vmcb.save.rip, vmcb.save.rflags) = (CODE, 2 | RFLAGS_IF);
+    vmcb.control.interrupt_shadow = vmcb::SHADOW;
+    vmcb.control.exit_code = code;
+    partition.handle_exit(vp, processor);
+}
+
+#[test]
+fn nothing_is_taken_between_sti_and_hlt() {
+    let (partition, mut vp, processor) = guest();
+    assert_eq!(run(&partition, &mut vp, &processor), Entry::Run);
+    post(&partition, &processor, 0, 0x41, false);
+    called_out_at(ExitCode::NMI, &mut vp, &partition, &processor);
+    assert_eq!(before_entry(&partition, &mut vp, &processor), Entry::Run);
+    // The handler returns behind the HLT that it has ended.
+    assert_eq!(
+        (injected(&vp), vp.vmcb().save.rip),
+        (Some((0, 0x41)), CODE + 1)
+    );
+    // Without an interrupt it waits.
+    called_out_at(ExitCode::NMI, &mut vp, &partition, &processor);
+    assert_eq!(before_entry(&partition, &mut vp, &processor), Entry::Idle);
+    // An interrupt for VTL2 is no interrupt for the guest.
+    vp.lapic.halted = false;
+    called_out_at(ExitCode::INTR, &mut vp, &partition, &processor);
+    assert_eq!((vp.vtl, vp.lapic.halted), (Vtl::PARAVISOR, true));
+}
+
+#[test]
+fn a_shadow_that_vmrun_forgets_is_waited_for() {
+    let (partition, mut vp, processor) = guest();
+    assert_eq!(run(&partition, &mut vp, &processor), Entry::Run);
+    post(&partition, &processor, 0, 0x41, false);
+    exit(&partition, &mut vp, &processor, ExitCode::NMI);
+    // Behind MOV to SS.
+    vp.vmcb_mut().control.interrupt_shadow = vmcb::SHADOW;
+    assert_eq!(before_entry(&partition, &mut vp, &processor), Entry::Run);
+    assert!(!intercepts(&vp).vintr() && injected(&vp).is_none());
+    assert!(processor.timers.borrow()[&0].is_some());
+    exit(&partition, &mut vp, &processor, ExitCode::NMI);
+    vp.vmcb_mut().control.interrupt_shadow = 0;
+    assert_eq!(before_entry(&partition, &mut vp, &processor), Entry::Run);
+    assert_eq!(injected(&vp), Some((0, 0x41)));
+}
+
 #[test]
 fn a_halted_vp_waits_for_an_interrupt_that_it_takes() {
     let (partition, mut vp, processor) = guest();
