@@ -4,6 +4,8 @@
 //! watches the worker, and signals of PID 1. Nothing in it waits for a worker, so it
 //! answers whatever state the worker is in.
 
+use crate::events::event;
+use crate::events::guest_report;
 use crate::instance::Command;
 use crate::instance::EVENT_MAX;
 use crate::instance::End;
@@ -26,11 +28,8 @@ use boot_events::GUEST_CRASHED_PREFIX;
 use boot_events::GUEST_POWERED_OFF;
 use boot_events::GUEST_RESET_PREFIX;
 use boot_events::GUEST_STOPPED_PREFIX;
-use boot_events::PARAVISOR_PREFIX;
 use boot_events::WORKER_DIED_PREFIX;
 use boot_events::WORKER_READY_PREFIX;
-use kernel_log::FACILITY_PARAVISOR;
-use kernel_log::KernelLog;
 use kernel_log::Level;
 use mesh::Bytes;
 use mesh::Reply;
@@ -520,18 +519,6 @@ fn limited_log() -> impl FnMut(&str) + Send {
             tracing::warn!(target: PERSONA, "{line}");
         }
     }
-}
-
-/// Logs the first line of a report for others to wait for. The worker has logged it all.
-fn guest_report(prefix: &'static str, report: &str) {
-    let first = report.lines().next().unwrap_or_default();
-    event(Level::Error, prefix, &inspect::printable(first));
-}
-
-/// Logs a line that others wait for, whatever the filter of the log is.
-fn event(level: Level, prefix: &'static str, text: &str) {
-    let log = KernelLog::open(FACILITY_PARAVISOR, PARAVISOR_PREFIX);
-    log.write(level, &format!("{}{text}", crate::own(prefix)));
 }
 
 fn wrong_state(action: &str, phase: Phase) -> Refusal {

@@ -61,8 +61,8 @@ pub fn for_each(device: &Path, mut each: impl FnMut(Record<'_>)) -> io::Result<(
     Ok(())
 }
 
-/// Lines of the log that are milestones: a text of the kernel's or of PID 1's, and its
-/// name in the timeline. The first record with the text counts.
+/// Records of the log that are milestones: how they begin, of the kernel or of PID 1, and
+/// their name in the timeline. The first of its kind counts.
 pub const MILESTONES: [(&str, &str, &str); 5] = [
     ("linux", "cpus_running", "smp: Brought up"),
     ("linux", "initramfs_unpacked", "Freeing initrd memory"),

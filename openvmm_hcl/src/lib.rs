@@ -27,6 +27,7 @@ mod configuration;
 mod control;
 pub mod device_tree;
 mod diag;
+mod events;
 mod instance;
 pub mod kmsg;
 pub mod line_limit;

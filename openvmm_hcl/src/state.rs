@@ -206,12 +206,12 @@ impl Paravisor {
         let mut found: Vec<(usize, u64)> = Vec::new();
         let mut own_us = None;
         let read = kmsg::for_each(Path::new(kmsg::DEVICE), |record| {
-            if own_us.is_none() && record.text.ends_with(boot_events::PARAVISOR_STARTED) {
+            if own_us.is_none() && record.text == boot_events::PARAVISOR_STARTED {
                 own_us = Some(record.time_us);
             }
             let milestone = kmsg::MILESTONES
                 .iter()
-                .position(|(_, _, text)| record.text.contains(text));
+                .position(|(_, _, text)| record.text.starts_with(text));
             if let Some(milestone) = milestone
                 && !found.iter().any(|(known, _)| *known == milestone)
             {

@@ -217,7 +217,7 @@ impl TestVm {
         what: &str,
         read: impl Fn(Event<'_>) -> Option<T>,
     ) -> T {
-        let of = |line: &Line| Event::find(&line.text).and_then(&read);
+        let of = |line: &Line| Event::parse(&line.text).and_then(&read);
         let line = self
             .vm
             .wait_for(source, what, DEADLINE, |line| of(line).is_some());

@@ -374,7 +374,7 @@ pub(crate) fn event_json(vm: &Vm, choose: impl Fn(Event<'_>) -> Option<&str>) ->
     vm.lines(Source::Vtl2)
         .iter()
         .find_map(|line| {
-            let text = Event::find(&line.text).and_then(&choose)?;
+            let text = Event::parse(&line.text).and_then(&choose)?;
             serde_json::from_str(text).context("not JSON").ok()
         })
         .unwrap_or(Value::Null)

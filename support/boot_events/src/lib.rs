@@ -11,8 +11,10 @@
 //! * Refuses: to format or to write anything. It has no dependency and no state, so
 //!   that it fits below every stage.
 //!
-//! A line that reaches a console carries decoration in front (time, level, facility),
-//! which is why [`Event::find`] looks inside a line and not only at its start.
+//! A line of a console begins with what its speaker's log puts in front: a time, or a
+//! level. [`Event::parse`] takes a line for an event only if the event's text stands right
+//! behind that. Whoever speaks may quote others, a crashed guest above all; what is quoted
+//! always stands behind the speaker's own words, and so is never taken for an event.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -180,67 +182,130 @@ pub enum Event<'a> {
     Ready,
 }
 
-impl<'a> Event<'a> {
-    /// The event that `line` reports, whatever stands in front of it.
-    pub fn find(line: &'a str) -> Option<Self> {
-        let after = |prefix: &str| {
-            let (_, rest) = line.split_once(prefix)?;
-            Some(rest.trim_end())
-        };
-        let is = |text: &str| after(text) == Some("");
+/// Whose log a line is of, as what stands in front of it tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Log {
+    /// `[   12.345 ms] `
+    Host,
+    /// `[INFO] `
+    Shim,
+    /// `[    0.012345] `: the kernel's own lines, and those of usermode.
+    Kernel,
+}
 
-        if let Some(text) = after(HOST_IMAGE_REFUSED_PREFIX) {
-            Some(Self::HostImageRefused(text))
-        } else if let Some(text) = after(HOST_ERROR_PREFIX) {
-            Some(Self::HostError(text))
-        } else if let Some(text) = after(HOST_VTL2_CRASH_PREFIX) {
-            Some(Self::Vtl2Crashed(text))
-        } else if is(HOST_ENTERS_VTL2) {
-            Some(Self::HostEntersVtl2)
-        } else if is(HOST_POWER_OFF) {
-            Some(Self::HostPowerOff)
-        } else if let Some(text) = after(HOST_PREFIX) {
-            let version = text.strip_suffix(HOST_STARTED_SUFFIX)?;
-            (!version.contains(' ')).then_some(Self::HostStarted(version))
-        } else if is(SHIM_STARTED) {
-            Some(Self::ShimStarted)
-        } else if is(SHIM_STARTS_KERNEL) {
-            Some(Self::ShimStartsKernel)
-        } else if let Some(text) = after(SHIM_PANIC_PREFIX) {
-            Some(Self::ShimPanic(text))
-        } else if is(INIT_STARTED) {
-            Some(Self::InitStarted)
-        } else if let Some(text) = after(PARAVISOR_EXITED_PREFIX) {
-            ParavisorExit::parse(text).map(Self::ParavisorExited)
-        } else if is(INIT_POWERING_OFF) {
-            Some(Self::InitPoweringOff)
-        } else if is(PARAVISOR_STARTED) {
-            Some(Self::ParavisorStarted)
-        } else if let Some(text) = after(TOPOLOGY_PREFIX) {
-            Some(Self::Topology(text))
-        } else if let Some(text) = after(MEMORY_PREFIX) {
-            Some(Self::Memory(text))
-        } else if is(DIAG_READY) {
-            Some(Self::DiagReady)
-        } else if let Some(text) = after(WORKER_READY_PREFIX) {
-            Some(Self::WorkerReady(text))
-        } else if let Some(text) = after(WORKER_DIED_PREFIX) {
-            Some(Self::WorkerDied(text))
-        } else if let Some(text) = after(GUEST_RESET_PREFIX) {
-            Some(Self::GuestReset(text))
-        } else if is(GUEST_POWERED_OFF) {
-            Some(Self::GuestPoweredOff)
-        } else if let Some(text) = after(GUEST_CRASHED_PREFIX) {
-            Some(Self::GuestCrashed(text))
-        } else if let Some(text) = after(GUEST_STOPPED_PREFIX) {
-            Some(Self::GuestStopped(text))
-        } else if is(READY) {
-            Some(Self::Ready)
-        } else if let Some(text) = after(KERNEL_PANIC) {
-            Some(Self::KernelPanic(text))
+impl Log {
+    /// Splits a line behind what stands in front of it.
+    fn split(line: &str) -> Option<(Self, &str)> {
+        let (front, text) = line.strip_prefix('[')?.split_once("] ")?;
+        let log = if let Some(ms) = front.strip_suffix(" ms") {
+            is_time(ms).then_some(Self::Host)
+        } else if is_time(front) {
+            Some(Self::Kernel)
         } else {
-            after(KERNEL_STARTED).map(Self::KernelStarted)
+            let level = !front.is_empty() && front.bytes().all(|b| b.is_ascii_uppercase());
+            level.then_some(Self::Shim)
+        };
+        Some((log?, text))
+    }
+}
+
+/// Digits with a point among them, which are moved to the right.
+fn is_time(text: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let parts = text.trim_start_matches(' ').split_once('.');
+    parts.is_some_and(|(whole, rest)| digits(whole) && digits(rest))
+}
+
+impl<'a> Event<'a> {
+    /// The event that `line` of a console reports.
+    pub fn parse(line: &'a str) -> Option<Self> {
+        let (log, text) = Log::split(line)?;
+        let text = Text(text.trim_end());
+        match log {
+            Log::Host => Self::of_host(text),
+            Log::Shim => Self::of_shim(text),
+            Log::Kernel => Self::of_kernel(text).or_else(|| Self::of_usermode(text)),
         }
+    }
+
+    fn of_host(text: Text<'a>) -> Option<Self> {
+        if let Some(reason) = text.after(HOST_IMAGE_REFUSED_PREFIX) {
+            Some(Self::HostImageRefused(reason))
+        } else if let Some(cause) = text.after(HOST_ERROR_PREFIX) {
+            Some(Self::HostError(cause))
+        } else if let Some(cause) = text.after(HOST_VTL2_CRASH_PREFIX) {
+            Some(Self::Vtl2Crashed(cause))
+        } else if text.is(HOST_ENTERS_VTL2) {
+            Some(Self::HostEntersVtl2)
+        } else if text.is(HOST_POWER_OFF) {
+            Some(Self::HostPowerOff)
+        } else {
+            let version = text.after(HOST_PREFIX)?.strip_suffix(HOST_STARTED_SUFFIX)?;
+            (!version.contains(' ')).then_some(Self::HostStarted(version))
+        }
+    }
+
+    fn of_shim(text: Text<'a>) -> Option<Self> {
+        if text.is(SHIM_STARTED) {
+            Some(Self::ShimStarted)
+        } else if text.is(SHIM_STARTS_KERNEL) {
+            Some(Self::ShimStartsKernel)
+        } else {
+            text.after(SHIM_PANIC_PREFIX).map(Self::ShimPanic)
+        }
+    }
+
+    fn of_kernel(text: Text<'a>) -> Option<Self> {
+        match text.after(KERNEL_PANIC) {
+            Some(cause) => Some(Self::KernelPanic(cause)),
+            None => text.after(KERNEL_STARTED).map(Self::KernelStarted),
+        }
+    }
+
+    fn of_usermode(text: Text<'a>) -> Option<Self> {
+        if text.is(INIT_STARTED) {
+            Some(Self::InitStarted)
+        } else if let Some(exit) = text.after(PARAVISOR_EXITED_PREFIX) {
+            ParavisorExit::parse(exit).map(Self::ParavisorExited)
+        } else if text.is(INIT_POWERING_OFF) {
+            Some(Self::InitPoweringOff)
+        } else if text.is(PARAVISOR_STARTED) {
+            Some(Self::ParavisorStarted)
+        } else if let Some(json) = text.after(TOPOLOGY_PREFIX) {
+            Some(Self::Topology(json))
+        } else if let Some(json) = text.after(MEMORY_PREFIX) {
+            Some(Self::Memory(json))
+        } else if text.is(DIAG_READY) {
+            Some(Self::DiagReady)
+        } else if let Some(process) = text.after(WORKER_READY_PREFIX) {
+            Some(Self::WorkerReady(process))
+        } else if let Some(cause) = text.after(WORKER_DIED_PREFIX) {
+            Some(Self::WorkerDied(cause))
+        } else if let Some(source) = text.after(GUEST_RESET_PREFIX) {
+            Some(Self::GuestReset(source))
+        } else if text.is(GUEST_POWERED_OFF) {
+            Some(Self::GuestPoweredOff)
+        } else if let Some(cause) = text.after(GUEST_CRASHED_PREFIX) {
+            Some(Self::GuestCrashed(cause))
+        } else if let Some(cause) = text.after(GUEST_STOPPED_PREFIX) {
+            Some(Self::GuestStopped(cause))
+        } else {
+            text.is(READY).then_some(Self::Ready)
+        }
+    }
+}
+
+/// What somebody said.
+#[derive(Clone, Copy)]
+struct Text<'a>(&'a str);
+
+impl<'a> Text<'a> {
+    fn after(self, prefix: &str) -> Option<&'a str> {
+        self.0.strip_prefix(prefix)
+    }
+
+    fn is(self, text: &str) -> bool {
+        self.0 == text
     }
 }
 
@@ -254,19 +319,19 @@ mod tests {
     #[test]
     fn a_line_is_recognised_behind_the_decoration_of_each_console() {
         assert_eq!(
-            Event::find("[    0.012 ms] vsm_host: 0.1.0 started\r\n"),
+            Event::parse("[    0.012 ms] vsm_host: 0.1.0 started\r\n"),
             Some(Event::HostStarted("0.1.0"))
         );
         assert_eq!(
-            Event::find("[INFO] openhcl_boot: started"),
+            Event::parse("[INFO] openhcl_boot: started"),
             Some(Event::ShimStarted)
         );
         assert_eq!(
-            Event::find("<14>[    0.345678] underhill_init: started\r"),
+            Event::parse("[    0.345678] underhill_init: started\r"),
             Some(Event::InitStarted)
         );
         assert_eq!(
-            Event::find("[    0.4] openvmm_hcl: topology {\"vps\":[1]}\n"),
+            Event::parse("[    0.4] openvmm_hcl: topology {\"vps\":[1]}\n"),
             Some(Event::Topology("{\"vps\":[1]}"))
         );
     }
@@ -274,15 +339,17 @@ mod tests {
     #[test]
     fn what_becomes_of_a_worker_is_told_with_its_process() {
         assert_eq!(
-            Event::find("[ 2.1] openvmm_hcl: VM worker ready: process 40\r"),
+            Event::parse("[ 2.1] openvmm_hcl: VM worker ready: process 40\r"),
             Some(Event::WorkerReady("40"))
         );
         assert_eq!(
-            Event::find("openvmm_hcl: VM worker died: process 40: signal 9 (SIGKILL)"),
+            Event::parse(
+                "[    3.100000] openvmm_hcl: VM worker died: process 40: signal 9 (SIGKILL)"
+            ),
             Some(Event::WorkerDied("process 40: signal 9 (SIGKILL)"))
         );
         assert_eq!(
-            Event::find("openvmm_hcl: diagnostics ready"),
+            Event::parse("[    3.100000] openvmm_hcl: diagnostics ready"),
             Some(Event::DiagReady)
         );
     }
@@ -290,35 +357,84 @@ mod tests {
     #[test]
     fn what_becomes_of_the_guest_is_told() {
         assert_eq!(
-            Event::find("openvmm_hcl: guest reset: port 0xcf9, reset 2\r"),
+            Event::parse("[    3.100000] openvmm_hcl: guest reset: port 0xcf9, reset 2\r"),
             Some(Event::GuestReset("port 0xcf9, reset 2"))
         );
         assert_eq!(
-            Event::find("[ 3.1] openvmm_hcl: guest powered off"),
+            Event::parse("[ 3.1] openvmm_hcl: guest powered off"),
             Some(Event::GuestPoweredOff)
         );
         assert_eq!(
-            Event::find("openvmm_hcl: guest crashed: VP 1: triple fault"),
+            Event::parse("[    3.100000] openvmm_hcl: guest crashed: VP 1: triple fault"),
             Some(Event::GuestCrashed("VP 1: triple fault"))
         );
         assert_eq!(
-            Event::find("openvmm_hcl: guest stopped: VP 0: it cannot run"),
+            Event::parse("[    3.100000] openvmm_hcl: guest stopped: VP 0: it cannot run"),
             Some(Event::GuestStopped("VP 0: it cannot run"))
         );
     }
 
     #[test]
     fn a_line_that_only_begins_like_an_event_is_none() {
-        assert_eq!(Event::find("vsm_host: VP 0 enters VTL2 again"), None);
-        assert_eq!(Event::find("vsm_host: VP 3 is started"), None);
-        assert_eq!(Event::find("openvmm_hcl: readying"), None);
-        assert_eq!(Event::find(""), None);
+        assert_eq!(
+            Event::parse("[    1.000 ms] vsm_host: VP 0 enters VTL2 again"),
+            None
+        );
+        assert_eq!(
+            Event::parse("[    1.000 ms] vsm_host: VP 3 is started"),
+            None
+        );
+        assert_eq!(Event::parse("[    3.100000] openvmm_hcl: readying"), None);
+        assert_eq!(Event::parse(""), None);
+    }
+
+    #[test]
+    fn words_of_others_that_a_speaker_quotes_are_no_event() {
+        let quoted = [
+            READY,
+            GUEST_POWERED_OFF,
+            HOST_POWER_OFF,
+            SHIM_STARTED,
+            KERNEL_PANIC,
+        ];
+        let fronts = [
+            "[    3.1] underhill_vm: ",
+            "[    3.1] [    3.1] ",
+            "",
+            " ",
+            "[] ",
+            "[x] ",
+        ];
+        for text in quoted {
+            for front in fronts {
+                assert_eq!(
+                    Event::parse(&std::format!("{front}{text}")),
+                    None,
+                    "{front}{text}"
+                );
+            }
+        }
+        let cause = "VP 0: openvmm_hcl: ready";
+        let line = std::format!("[    3.1] {GUEST_CRASHED_PREFIX}{cause}");
+        assert_eq!(Event::parse(&line), Some(Event::GuestCrashed(cause)));
+    }
+
+    #[test]
+    fn an_event_counts_only_in_the_log_of_its_speaker() {
+        for line in [
+            "[    3.1] vsm_host: VTL2 powers off",
+            "[    3.1 ms] openvmm_hcl: ready",
+            "[INFO] openvmm_hcl: ready",
+            "[    3.1] openhcl_boot: started",
+        ] {
+            assert_eq!(Event::parse(line), None, "{line}");
+        }
     }
 
     #[test]
     fn a_refusal_keeps_its_reason() {
         assert_eq!(
-            Event::find("[ 1.000 ms] vsm_host: image refused: directive 17 (PageData): overlap"),
+            Event::parse("[ 1.000 ms] vsm_host: image refused: directive 17 (PageData): overlap"),
             Some(Event::HostImageRefused("directive 17 (PageData): overlap"))
         );
     }

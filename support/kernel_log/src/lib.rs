@@ -30,6 +30,9 @@ pub const FACILITY_PARAVISOR: u8 = 3;
 /// Facility of the VM worker.
 pub const FACILITY_WORKER: u8 = 4;
 
+/// In front of the rest of a line that is longer than a record.
+const CONTINUED: &str = "… ";
+
 /// How important a record is, as the kernel counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -140,20 +143,24 @@ fn records(facility: u8, level: Level, prefix: &str, text: &str) -> Vec<String> 
     let room = KERNEL_LOG_RECORD_MAX - head.len() - "\n".len();
     text.lines()
         .flat_map(|line| pieces(line, room))
-        .map(|piece| format!("{head}{piece}\n"))
+        .map(|(mark, piece)| format!("{head}{mark}{piece}\n"))
         .collect()
 }
 
-/// Cuts `line` into pieces of at most `room` bytes, between characters.
-fn pieces(line: &str, room: usize) -> Vec<&str> {
+/// Cuts `line` between characters into pieces, each with the mark that goes before it: at
+/// most `room` bytes together.
+///
+/// The mark keeps words that the line quotes from the place of our own: behind the prefix
+/// alone they could be taken for an event.
+fn pieces(line: &str, room: usize) -> Vec<(&'static str, &str)> {
     let mut pieces = Vec::new();
-    let mut rest = line;
-    while rest.len() > room {
-        let (piece, tail) = rest.split_at(rest.floor_char_boundary(room));
-        pieces.push(piece);
-        rest = tail;
+    let (mut mark, mut rest) = ("", line);
+    while mark.len() + rest.len() > room {
+        let (piece, tail) = rest.split_at(rest.floor_char_boundary(room - mark.len()));
+        pieces.push((mark, piece));
+        (mark, rest) = (CONTINUED, tail);
     }
-    pieces.push(rest);
+    pieces.push((mark, rest));
     pieces
 }
 
@@ -191,6 +198,11 @@ mod tests {
         let joined: String = records
             .iter()
             .map(|r| r.strip_prefix("<23>p: ").unwrap().trim_end())
+            .enumerate()
+            .map(|(index, r)| match index {
+                0 => r,
+                _ => r.strip_prefix(CONTINUED).unwrap(),
+            })
             .collect();
         assert_eq!(joined, text);
     }

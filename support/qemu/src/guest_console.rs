@@ -306,7 +306,7 @@ fn read(mut stream: impl Read, mut file: impl Write, board: &Board, index: usize
 fn stopped(state: &State, crash_ends: bool) -> Option<&str> {
     let lines = &state.transcript(Source::Vtl2).lines;
     let last = lines.iter().rev().find_map(|line| {
-        Event::find(&line.text).filter(|event| {
+        Event::parse(&line.text).filter(|event| {
             matches!(
                 event,
                 Event::GuestStopped(_) | Event::GuestReset(_) | Event::WorkerReady(_)
@@ -399,7 +399,7 @@ mod tests {
         let vtl2 = capture(
             console.board.clone(),
             Source::Vtl2,
-            io::Cursor::new(format!("[1] {line}\n")),
+            io::Cursor::new(format!("[    1.0] {line}\r\n")),
             File::create(directory.join("vtl2")).unwrap(),
             None,
         );
@@ -416,6 +416,20 @@ mod tests {
 
         assert!(error.to_string().contains("VP 0: no way"), "{error}");
         assert!(console.wait_end(LONG));
+    }
+
+    #[test]
+    fn a_guest_cannot_say_that_it_has_stopped() {
+        let (directory, _guest, mut console) = console();
+        let quoted = format!("underhill_vm: {}", boot_events::GUEST_STOPPED_PREFIX);
+        say(directory.path(), &console, &quoted);
+
+        let error = console.wait_for_text("ready", SOON).unwrap_err();
+
+        assert!(
+            matches!(error, GuestConsoleError::Deadline { .. }),
+            "{error}"
+        );
     }
 
     #[test]

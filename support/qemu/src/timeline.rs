@@ -51,7 +51,7 @@ impl Timeline {
         let mut marks: Vec<(StageName, Duration)> = Vec::new();
         for source in Source::ALL {
             for line in vm.lines(source) {
-                let name = Event::find(&line.text).and_then(|event| ended_stage(source, event));
+                let name = Event::parse(&line.text).and_then(|event| ended_stage(source, event));
                 // The first line of its kind counts: the kernel's log may repeat.
                 if let Some(name) = name
                     && !marks.iter().any(|(known, _)| *known == name)

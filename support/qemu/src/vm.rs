@@ -10,6 +10,7 @@ use crate::console::State;
 use crate::qmp::Qmp;
 use crate::vsock;
 use crate::vsock::VsockHelper;
+use boot_events::Event;
 use serde_json::json;
 use std::fmt;
 use std::io::PipeWriter;
@@ -130,6 +131,19 @@ impl Vm {
     ) -> Result<Line, WaitError> {
         let what = format!("line with {text:?} on the {}", source.name());
         self.wait_for(source, &what, deadline, |line| line.text.contains(text))
+    }
+
+    /// Waits for this event on VTL2's console, in the paravisor's own words: what it quotes of
+    /// a guest does not count.
+    pub fn wait_for_event(
+        &mut self,
+        event: Event<'_>,
+        deadline: Duration,
+    ) -> Result<Line, WaitError> {
+        let what = format!("{event:?} on the {}", Source::Vtl2.name());
+        self.wait_for(Source::Vtl2, &what, deadline, |line| {
+            Event::parse(&line.text) == Some(event)
+        })
     }
 
     /// Waits for the machine to end. All that it said is then captured.

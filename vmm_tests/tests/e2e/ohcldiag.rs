@@ -239,7 +239,7 @@ fn a_crash_of_the_worker_is_followed_in_the_log() {
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
 
     success(&vm, &["crash", "underhill_vm"]);
-    let died = |line: &String| matches!(Event::find(line), Some(Event::WorkerDied(_)));
+    let died = |line: &String| matches!(Event::parse(line), Some(Event::WorkerDied(_)));
     let line = lines.by_ref().map(Result::unwrap).find(died);
     assert!(line.unwrap().contains(&before.to_string()));
     success(&vm, &["ping"]);

@@ -30,7 +30,6 @@ use diag_client::Process;
 use inspect::Node;
 use qemu::Exit;
 use qemu::Machine;
-use qemu::Source;
 use qemu::Vm;
 use qemu::Vsock;
 use serde::Deserialize;
@@ -290,7 +289,7 @@ impl Bench {
 
 /// A client, once the paravisor is ready.
 pub(super) fn connect(vm: &mut Vm) -> anyhow::Result<Client> {
-    vm.wait_for_text(Source::Vtl2, boot_events::READY, DEADLINE)?;
+    vm.wait_for_event(Event::Ready, DEADLINE)?;
     let address = vm.vsock().context("the machine has no vsock")?;
     Ok(Client::connect_within(diag_address(address), DEADLINE)?)
 }

@@ -13,10 +13,7 @@ use crate::run::raw::RawTerminal;
 use crate::run::raw::block_signals;
 use crate::run::raw::wait_for_signal;
 use anyhow::Context as _;
-use boot_events::GUEST_CRASHED_PREFIX;
-use boot_events::GUEST_STOPPED_PREFIX;
-use boot_events::WORKER_DIED_PREFIX;
-use boot_events::WORKER_READY_PREFIX;
+use boot_events::Event;
 use diag_client::registry::Registration;
 use nix::sys::signal::Signal;
 use qemu::Exit;
@@ -38,20 +35,37 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a console's line that can matter here.
 const MAX_LINE: usize = 4096;
 
-/// Lines of VTL2's console with these matter here.
-const MATTERS: [&str; 5] = [
-    boot_events::READY,
-    WORKER_READY_PREFIX,
-    WORKER_DIED_PREFIX,
-    GUEST_CRASHED_PREFIX,
-    GUEST_STOPPED_PREFIX,
-];
+/// The paravisor's word about what matters to the person.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// The paravisor has finished its start.
+    Ready,
+    /// There is a worker.
+    WorkerReady,
+    /// Something went wrong.
+    Bad(String),
+}
+
+impl Told {
+    /// What a line of VTL2's console tells.
+    fn of(line: &str) -> Option<Self> {
+        match Event::parse(line)? {
+            Event::Ready => Some(Self::Ready),
+            Event::WorkerReady(_) => Some(Self::WorkerReady),
+            Event::WorkerDied(cause) => Some(Self::Bad(format!("The VM worker died: {cause}"))),
+            Event::GuestCrashed(cause) => Some(Self::Bad(format!("The guest crashed: {cause}"))),
+            Event::GuestStopped(cause) => {
+                Some(Self::Bad(format!("The guest cannot go on: {cause}")))
+            }
+            _ => None,
+        }
+    }
+}
 
 /// What can happen while a person watches.
 enum Happening {
     Typed(Vec<u8>),
-    /// A line of VTL2's console that matters here.
-    Vtl2(String),
+    Told(Told),
     /// The connection with this number has ended.
     Disconnected(u32),
     /// Nothing, if the program only goes on after a stop.
@@ -173,18 +187,14 @@ impl Session<'_> {
                 }
                 None
             }
-            Happening::Vtl2(line) => {
-                if let Some((_, cause)) = line.split_once(WORKER_DIED_PREFIX) {
-                    show(&format!("The VM worker died: {cause}"));
-                } else if let Some((_, cause)) = line.split_once(GUEST_CRASHED_PREFIX) {
-                    show(&format!("The guest crashed: {cause}"));
-                } else if let Some((_, cause)) = line.split_once(GUEST_STOPPED_PREFIX) {
-                    show(&format!("The guest cannot go on: {cause}"));
-                } else if line.contains(boot_events::READY) {
-                    self.paravisor_is_ready();
-                } else if self.registered.is_some() || self.connections > 0 {
+            Happening::Told(told) => {
+                match told {
+                    Told::Bad(text) => show(&text),
+                    Told::Ready => self.paravisor_is_ready(),
                     // The worker was started again, and with it the guest.
-                    self.connect();
+                    Told::WorkerReady if self.connections > 0 => self.connect(),
+                    // The first one: nobody listens before the paravisor is ready.
+                    Told::WorkerReady => {}
                 }
                 None
             }
@@ -311,10 +321,9 @@ impl Write for Watcher {
                 continue;
             }
             let line = String::from_utf8_lossy(&self.line);
-            if MATTERS.iter().any(|text| line.contains(text)) {
-                let line = line.trim_end().to_owned();
+            if let Some(told) = Told::of(&line) {
                 // Nobody listens when the machine was ended on purpose.
-                let _ = self.sender.send(Happening::Vtl2(line));
+                let _ = self.sender.send(Happening::Told(told));
             }
             self.line.clear();
         }
@@ -339,40 +348,53 @@ impl Drop for Watcher {
 mod tests {
     use super::*;
 
-    #[test]
-    fn lines_that_matter_are_told_wherever_they_are_cut() {
+    fn told(pieces: &[&str]) -> Vec<Told> {
         let (sender, happenings) = mpsc::channel();
         let mut watcher = Watcher {
             line: Vec::new(),
             source: Source::Vtl2,
             sender,
         };
-        let ready = boot_events::READY;
-        let (a, b) = ready.split_at(7);
-        for piece in [
-            "[1] noise\n[2] ",
-            a,
-            b,
-            "\r\nmore ",
-            WORKER_DIED_PREFIX,
-            "signal 9\n",
-            "[3] ",
-            GUEST_CRASHED_PREFIX,
-            "VP 0: triple fault\n",
-        ] {
+        for piece in pieces {
             watcher.write_all(piece.as_bytes()).unwrap();
         }
         watcher.write_all(&vec![b'x'; 3 * MAX_LINE]).unwrap();
         drop(watcher);
-        let lines: Vec<_> = happenings
-            .into_iter()
-            .map(|happening| match happening {
-                Happening::Vtl2(line) => line,
-                _ => panic!("only lines were said"),
-            })
-            .collect();
-        let died = format!("more {WORKER_DIED_PREFIX}signal 9");
-        let crashed = format!("[3] {GUEST_CRASHED_PREFIX}VP 0: triple fault");
-        assert_eq!(lines, [format!("[2] {ready}"), died, crashed]);
+        let only_told = |happening| match happening {
+            Happening::Told(told) => told,
+            _ => panic!("only lines were said"),
+        };
+        happenings.into_iter().map(only_told).collect()
+    }
+
+    #[test]
+    fn lines_that_matter_are_told_wherever_they_are_cut() {
+        let (a, b) = boot_events::READY.split_at(7);
+        let pieces = [
+            "[    1.0] noise\n[    2.0] ",
+            a,
+            b,
+            "\r\n[    2.1] ",
+            boot_events::WORKER_DIED_PREFIX,
+            "signal 9\r\n[    2.2] ",
+            boot_events::WORKER_READY_PREFIX,
+            "7\n[    3.0] ",
+            boot_events::GUEST_CRASHED_PREFIX,
+            "VP 0: triple fault\n",
+        ];
+        let expected = [
+            Told::Ready,
+            Told::Bad("The VM worker died: signal 9".to_owned()),
+            Told::WorkerReady,
+            Told::Bad("The guest crashed: VP 0: triple fault".to_owned()),
+        ];
+        assert_eq!(told(&pieces), expected);
+    }
+
+    #[test]
+    fn what_a_guest_is_quoted_with_is_not_told() {
+        let (ready, stopped) = (boot_events::READY, boot_events::GUEST_STOPPED_PREFIX);
+        let line = format!("[    3.0] underhill_vm: {ready}\n[    3.1] underhill_vm: {stopped}x\n");
+        assert_eq!(told(&[&line]), []);
     }
 }

@@ -12,7 +12,6 @@ use anyhow::Context as _;
 use boot_events::Event;
 use qemu::Exit;
 use qemu::GuestConsole;
-use qemu::Source;
 use qemu::Timeline;
 use qemu::Vm;
 use serde_json::json;
@@ -41,7 +40,7 @@ impl Run<'_> {
                 let shown = !json && self.guest == Guest::None;
                 shown.then(|| Box::new(std::io::stdout()) as qemu::Echo)
             })?;
-        vm.wait_for_text(Source::Vtl2, boot_events::READY, deadline)?;
+        vm.wait_for_event(Event::Ready, deadline)?;
         // First of all: the guest may be quick to end.
         let mut console = match self.guest {
             Guest::None => None,

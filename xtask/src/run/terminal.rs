@@ -2,6 +2,7 @@
 
 use crate::run::Run;
 use crate::run::diag;
+use boot_events::Event;
 use diag_client::registry::Registration;
 use nix::sys::termios;
 use nix::sys::termios::LocalFlags;
@@ -53,7 +54,7 @@ pub(super) fn run(run: &Run<'_>, typing: bool) -> anyhow::Result<()> {
         }))
     })?;
 
-    let booted = vm.wait_for_text(Source::Vtl2, boot_events::READY, BOOT_PATIENCE);
+    let booted = vm.wait_for_event(Event::Ready, BOOT_PATIENCE);
     eprintln!("\n{}", Timeline::of(&vm));
     // Left in the list for as long as this function runs.
     let _registered = match &booted {

@@ -185,7 +185,7 @@ fn partition_start(host: &[Line]) -> Option<Duration> {
 fn host_log(host: &[Line]) -> impl Iterator<Item = (Duration, &str)> {
     let end = host
         .iter()
-        .position(|line| Event::find(&line.text) == Some(Event::HostEntersVtl2));
+        .position(|line| Event::parse(&line.text) == Some(Event::HostEntersVtl2));
     let boot = end.map_or(0, |end| end + 1).min(MAX_HOST_LINES);
     host[..boot]
         .iter()
