@@ -16,6 +16,8 @@ pub trait Comparator {
     fn tsc(&self) -> u64;
     /// The main counter of the HPET.
     fn counter(&self) -> u64;
+    /// Its highest value, of 32 or 64 ones. Then it begins again.
+    fn counter_mask(&self) -> u64;
     /// Sets the comparator: an NMI goes to the CPU of `apic_id` when the counter is `at`.
     fn start(&mut self, apic_id: u32, at: u64);
     /// Switches it off.
@@ -36,6 +38,12 @@ pub struct Rates {
 /// A comparator is set at most that far ahead; a later deadline is looked at again then.
 /// So counters of 32 bits do, and no clock of an emulator overflows.
 const MAX_AHEAD: u64 = 1 << 30;
+
+/// Whether the counter has reached `at`, which is less than half its range away.
+fn has_reached(comparator: &impl Comparator, at: u64) -> bool {
+    let mask = comparator.counter_mask();
+    comparator.counter().wrapping_sub(at) & mask <= mask / 2
+}
 
 impl Rates {
     /// Ticks of the HPET in which at least `ticks` of the TSC pass.
@@ -99,7 +107,7 @@ impl Group {
     /// sent it. The deadlines that have passed are forgotten.
     pub fn fired(&mut self, member: usize, comparator: &mut impl Comparator) {
         // It may have fired before the deadline: far ones, and rounding.
-        if self.set.is_some_and(|set| comparator.counter() >= set.at) {
+        if self.set.is_some_and(|set| has_reached(comparator, set.at)) {
             self.set = None;
         }
         self.settle(member, comparator);
@@ -137,9 +145,10 @@ impl Group {
             {
                 return passed;
             }
-            let at = comparator.counter() + self.rates.hpet_ticks(deadline - now);
+            let ahead = self.rates.hpet_ticks(deadline - now);
+            let at = comparator.counter().wrapping_add(ahead) & comparator.counter_mask();
             comparator.start(self.members[member].apic_id, at);
-            if comparator.counter() < at {
+            if !has_reached(comparator, at) {
                 self.set = Some(Set {
                     member,
                     deadline,

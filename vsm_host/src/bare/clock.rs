@@ -18,6 +18,8 @@ const CAPABILITIES: u64 = 0x00;
 const CONFIGURATION: u64 = 0x10;
 const MAIN_COUNTER: u64 = 0xf0;
 const CONFIGURATION_ENABLE: u64 = 1;
+/// Bit of the capabilities.
+const COUNTER_HAS_64_BITS: u64 = 1 << 13;
 
 /// Sampling is repeated to find one that no other activity of the machine stretched.
 const SAMPLE_TRIES: u32 = 8;
@@ -39,6 +41,15 @@ pub(crate) fn hpet_read(register: u64) -> u64 {
 /// The main counter of the HPET.
 pub(crate) fn hpet_counter() -> u64 {
     hpet_read(MAIN_COUNTER)
+}
+
+/// Highest value of the main counter.
+pub(crate) fn hpet_mask() -> u64 {
+    if hpet_read(CAPABILITIES) & COUNTER_HAS_64_BITS != 0 {
+        u64::MAX
+    } else {
+        u32::MAX.into()
+    }
 }
 
 /// Femtoseconds per tick of the main counter.

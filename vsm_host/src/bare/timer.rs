@@ -39,6 +39,7 @@ struct Timer {
 /// The registers of a comparator.
 struct Registers {
     base: u64,
+    counter_mask: u64,
 }
 
 impl Registers {
@@ -55,7 +56,11 @@ impl Comparator for Registers {
     }
 
     fn counter(&self) -> u64 {
-        clock::hpet_counter()
+        clock::hpet_counter() & self.counter_mask
+    }
+
+    fn counter_mask(&self) -> u64 {
+        self.counter_mask
     }
 
     fn start(&mut self, apic_id: u32, at: u64) {
@@ -96,11 +101,12 @@ pub(crate) fn start(apic_ids: &[u32], tsc_hz: u64) -> usize {
         "none of {count} HPET comparators sends messages, expected one (QEMU: -global hpet.msi=on)"
     );
     let used = bases.len().min(apic_ids.len());
+    let counter_mask = clock::hpet_mask();
     let timer = |(index, base): (usize, u64)| {
         let members = apic_ids.iter().skip(index).step_by(used).copied();
         Mutex::new(Timer {
             group: Group::new(members, rates),
-            registers: Registers { base },
+            registers: Registers { base, counter_mask },
         })
     };
     let timers = bases.into_iter().take(used).enumerate().map(timer);

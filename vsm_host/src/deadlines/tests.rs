@@ -15,6 +15,7 @@ struct Machine {
     tsc: Cell<u64>,
     /// TSC ticks per look at a clock.
     pace: u64,
+    mask: u64,
     set: Option<(u32, u64)>,
     starts: u32,
     /// CPUs that an NMI waits for.
@@ -26,6 +27,7 @@ impl Machine {
         Self {
             tsc: Cell::new(1000),
             pace,
+            mask: u64::MAX,
             set: None,
             starts: 0,
             nmis: RefCell::default(),
@@ -37,7 +39,8 @@ impl Machine {
         self.tsc.set(self.tsc.get() + ticks);
         if let Some((apic_id, at)) = self.set {
             // For equality only: not if it was set too late.
-            if before < at && self.tsc.get() / TSC_PER_TICK >= at {
+            let ahead = at.wrapping_sub(before) & self.mask;
+            if ahead != 0 && self.tsc.get() / TSC_PER_TICK - before >= ahead {
                 self.nmis.borrow_mut().insert(apic_id);
             }
         }
@@ -55,7 +58,11 @@ impl Comparator for Machine {
     }
 
     fn counter(&self) -> u64 {
-        self.pass(self.pace) / TSC_PER_TICK
+        self.pass(self.pace) / TSC_PER_TICK & self.mask
+    }
+
+    fn counter_mask(&self) -> u64 {
+        self.mask
     }
 
     fn start(&mut self, apic_id: u32, at: u64) {
@@ -127,6 +134,29 @@ fn a_far_deadline_is_reached_in_steps() {
     }
     assert_eq!(steps, 3);
     assert!(group.arm(0, Some(u64::MAX), &mut machine) || machine.set.is_some());
+}
+
+#[test]
+fn a_counter_of_32_bits_begins_again() {
+    let mut machine = Machine::new(1);
+    machine.mask = u32::MAX.into();
+    let mut group = Group::new([7], RATES);
+    // 1,000 ticks before its end, and at its end.
+    for start in [(1 << 32) - 1_000, 2 << 32] {
+        machine.tsc.set(start * TSC_PER_TICK);
+        let deadline = machine.tsc.get() + 100_000;
+        assert!(!group.arm(0, Some(deadline), &mut machine));
+        machine.pass(90_000);
+        assert_eq!(machine.take_nmis(), []);
+        // Nothing has passed, though the counter is below what it is to reach, or above.
+        let starts = machine.starts;
+        group.fired(0, &mut machine);
+        assert_eq!(machine.starts, starts);
+        machine.pass(10_100);
+        assert_eq!(machine.take_nmis(), [7]);
+        group.fired(0, &mut machine);
+        assert!(!group.arm(0, None, &mut machine));
+    }
 }
 
 #[test]
