@@ -59,23 +59,28 @@ impl State {
 
 impl LocalApic {
     /// Takes note of an end that the guest has noted in the assist page. To be called after
-    /// each exit, before the page moves, and before the state is saved.
-    pub fn sync_eoi(&mut self, page: &mut impl EoiAssist) {
+    /// each exit, before the page moves, and before the state is saved. True: an interrupt
+    /// has ended.
+    pub fn sync_eoi(&mut self, page: &mut impl EoiAssist) -> bool {
         if self.eoi_assist != State::Set {
-            return;
+            return false;
         }
         match page.load() {
-            Some(flags) if flags & NO_EOI_REQUIRED != 0 => {}
+            Some(flags) if flags & NO_EOI_REQUIRED != 0 => false,
             Some(_) => {
                 self.eoi_assist = State::Clear;
-                // It was an edge: nobody is told.
+                // It was an edge: no IOAPIC is told.
                 if let Some(vector) = self.isr.highest() {
                     self.isr.remove(vector);
                 }
+                true
             }
             // The page is gone, and with it what the guest may have noted: it will end the
             // interrupt in the usual way.
-            None => self.eoi_assist = State::Clear,
+            None => {
+                self.eoi_assist = State::Clear;
+                false
+            }
         }
     }
 

@@ -24,7 +24,8 @@ impl Page {
     fn end(&mut self, apic: &mut LocalApic) -> bool {
         let before = self.0.unwrap();
         self.0 = Some(before & !1);
-        apic.sync_eoi(self);
+        let ended = apic.sync_eoi(self);
+        assert_eq!(ended, before & 1 != 0);
         if before & 1 == 0 {
             let _ = apic.write_msr(0x4000_0070, 0, 0).unwrap();
         }

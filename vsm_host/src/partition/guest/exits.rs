@@ -356,7 +356,7 @@ impl Partition {
         if info & exits::NPF_FINAL != 0 {
             match lapic::mmio(self, vp, processor, gpa, write) {
                 Mmio::Done(Some(vector)) => return self.guest_ended(vp, processor, vector),
-                Mmio::Done(None) => return Next::Resume,
+                Mmio::Done(None) => return self.tell_ready_sources(vp, processor),
                 Mmio::Foreign => {}
             }
         }

@@ -175,7 +175,9 @@ pub fn after_exit(partition: &Partition, vp: &mut Vp, processor: &impl Processor
     // A call that is still on its way is an exit of whatever runs then, and ignored.
     let _ = slot.lapic.leave();
     let mut assist = Assist::new(partition, vp, processor);
-    vp.lapic.apic.sync_eoi(&mut assist);
+    if vp.lapic.apic.sync_eoi(&mut assist) {
+        synic::end_of_interrupt(partition, vp, processor);
+    }
     sync_tpr(vp);
 }
 
@@ -355,7 +357,10 @@ fn effect_of(
             vapic::deliver(&apics(partition, processor), Some(vp.index), &message);
             None
         }
-        Effect::EndOfInterrupt { level } => level,
+        Effect::EndOfInterrupt { level } => {
+            synic::end_of_interrupt(partition, vp, processor);
+            level
+        }
     }
 }
 

@@ -4,11 +4,7 @@
 use super::{lapic, synic};
 use crate::partition::{Next, Partition, Processor, Vp, msrs};
 use crate::svm::vmcb::Exception;
-use hv_defs::msr::{HV_X64_MSR_CRASH_CTL, HV_X64_MSR_CRASH_P0, HV_X64_MSR_EOI, HV_X64_MSR_RESET};
-use x86_defs::apic::X2APIC_MSR_FIRST;
-
-/// The end of an interrupt in x2APIC mode.
-const X2APIC_MSR_EOI: u32 = X2APIC_MSR_FIRST + 0xb;
+use hv_defs::msr::{HV_X64_MSR_CRASH_CTL, HV_X64_MSR_CRASH_P0, HV_X64_MSR_RESET};
 
 /// What an access to an MSR leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,9 +95,6 @@ pub(crate) fn write(
     let written = Written::default();
     if ::vapic::owns_msr(msr) {
         let result = lapic::write_msr(partition, vp, processor, msr, value);
-        if matches!(msr, HV_X64_MSR_EOI | X2APIC_MSR_EOI) {
-            synic::end_of_interrupt(partition, vp, processor);
-        }
         return result.map(|ended| Written { ended, ..written }).into();
     }
     if ::synic::owns_msr(msr) {

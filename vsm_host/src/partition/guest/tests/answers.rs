@@ -1,6 +1,7 @@
 //! What the host answers of the guest, and what VTL2 answers.
 
 use super::*;
+use crate::partition::guest::lapic;
 use crate::partition::tests::GUEST_RAM;
 use hv_defs::msr::*;
 use hv_defs::synic::TimerConfig;
@@ -10,6 +11,9 @@ use x86_defs::{CR4_OSXSAVE, EFER_LMA};
 /// Where the guest's code is.
 const GUEST_CODE: u64 = GUEST_RAM.start() + 0x1000;
 const MESSAGES: u64 = GUEST_RAM.start() + 0x3000;
+/// Slot of source 2 there.
+const SLOT: u64 = MESSAGES + 2 * 256;
+const GUEST_ASSIST: u64 = GUEST_RAM.start() + 0x5000;
 const CS_LONG: u16 = 1 << 9;
 const GP: u8 = 13;
 const UD: u8 = 6;
@@ -46,6 +50,12 @@ impl Machine {
         vmcb.save.rip = GUEST_CODE;
         vmcb.control.event_injection = EventInjection::new();
         assert_eq!(self.exit(code, info1, 0), Next::Resume);
+    }
+
+    /// VTL0 is entered.
+    fn enter(&mut self) {
+        let entry = self.partition.prepare(&mut self.vp, &self.processor);
+        assert_eq!(entry, Entry::Run);
     }
 
     fn set_operands(&mut self, register: u32, value: u64) {
@@ -241,13 +251,13 @@ fn vtl2_hears_when_a_source_can_take_a_message() {
     let mut machine = Machine::in_code();
     machine.wrmsr(HV_X64_MSR_SCONTROL, 1);
     machine.wrmsr(HV_X64_MSR_SIMP, MESSAGES | 1);
-    machine.processor.store_word(MESSAGES + 2 * 256, 1);
+    machine.processor.store_word(SLOT, 1);
     machine.exit(ExitCode::INTR, 0, 0);
     super::super::synic::await_ready(&machine.partition, &machine.vp, 1 << 2);
     machine.back_in_code();
     assert_eq!(machine.vp.vtl, Vtl::GUEST);
     // The guest empties the slot and says so.
-    machine.processor.store_word(MESSAGES + 2 * 256, 0);
+    machine.processor.store_word(SLOT, 0);
     machine.set_operands(HV_X64_MSR_EOM, 0);
     machine.executes(WRMSR, ExitCode::MSR, 1);
     let message: SintDeliverable = machine.message(HvMessageType::SYNIC_SINT_DELIVERABLE);
@@ -261,6 +271,61 @@ fn vtl2_hears_when_a_source_can_take_a_message() {
     assert_eq!(message.deliverable_sints, 1 << 3);
     machine.back_in_code();
     assert_eq!(machine.vp.vtl, Vtl::GUEST);
+}
+
+/// The slot of a source is full, and a timer's message waits for it.
+fn with_a_message_that_waits() -> Machine {
+    let mut machine = Machine::in_code();
+    machine.wrmsr(HV_X64_MSR_SCONTROL, 1);
+    machine.wrmsr(HV_X64_MSR_SIMP, MESSAGES | 1);
+    machine.wrmsr(HV_X64_MSR_SINT0 + 2, 0x42);
+    machine.processor.store_word(SLOT, 1);
+    let config = TimerConfig::new().with_auto_enable(true).with_sint(2);
+    machine.wrmsr(HV_X64_MSR_STIMER0_CONFIG, config.into());
+    machine.wrmsr(HV_X64_MSR_STIMER0_CONFIG + 1, 1);
+    machine.enter();
+    assert_eq!(machine.processor.load_word(SLOT), 1);
+    // The guest empties the slot, and does not write EOM.
+    machine.processor.store_word(SLOT, 0);
+    machine
+}
+
+#[test]
+fn a_message_that_waits_comes_at_the_end_of_an_interrupt() {
+    let expected = HvMessageType::TIMER_EXPIRED.0;
+    let mut machine = with_a_message_that_waits();
+    machine.wrmsr(HV_X64_MSR_EOI, 0);
+    assert_eq!(machine.processor.load_word(SLOT), expected);
+    // In the page of the APIC: mov [rax], ecx.
+    let mut machine = with_a_message_that_waits();
+    machine.processor.write_ram(GUEST_CODE, &[0x89, 0x08]);
+    machine.vp.vmcb_mut().save.rip = GUEST_CODE;
+    machine.exit(ExitCode::NPF, 1 << 32 | 2, 0xfee0_00b0);
+    assert_eq!(machine.vp.vmcb().save.rip, GUEST_CODE + 2);
+    assert_eq!(machine.processor.load_word(SLOT), expected);
+}
+
+#[test]
+fn a_message_that_waits_comes_at_an_end_that_the_assist_page_tells() {
+    let mut machine = with_a_message_that_waits();
+    machine.wrmsr(APIC_BASE, 0xfee0_0d00);
+    machine.wrmsr(0x80f, 0x1ff);
+    machine.vp.vmcb_mut().save.rflags |= 1 << 9;
+    machine.vp.vtls[Vtl::GUEST.index()].assist = OverlayPage::new()
+        .with_enabled(true)
+        .with_page_number(GUEST_ASSIST >> 12);
+    let apics = lapic::apics(&machine.partition, &machine.processor);
+    let _ = vapic::Apics::shared(&apics, 0).post(0x61, false);
+    machine.enter();
+    assert_eq!(machine.fault(), Some(0x61));
+    machine.exit(ExitCode::VINTR, 0, 0);
+    assert_eq!(machine.processor.load_word(SLOT), 0);
+    machine.enter();
+    assert_eq!(machine.processor.load_word(GUEST_ASSIST), 1);
+    machine.processor.store_word(GUEST_ASSIST, 0);
+    machine.exit(ExitCode::VINTR, 0, 0);
+    let expected = HvMessageType::TIMER_EXPIRED.0;
+    assert_eq!(machine.processor.load_word(SLOT), expected);
 }
 
 proptest! {
