@@ -19,6 +19,7 @@ mod devices;
 mod emulate;
 mod exits;
 mod gate;
+mod hand_over;
 mod load;
 mod payload;
 mod power;
@@ -53,7 +54,6 @@ use load::LoadError;
 use payload::Payload;
 use payload::PayloadError;
 use power::Herald;
-use saved::SavedHappening;
 use serial::Port;
 use std::fmt;
 use std::io;
@@ -285,71 +285,6 @@ impl Vm {
         self.machine.chipset.start()?;
         self.run();
         stamps.push(Stamp::now("vtl0_started"));
-        Ok(())
-    }
-
-    /// Goes on with a guest that another worker has run.
-    pub(crate) async fn restore(&mut self, saved: SavedVm) -> Result<(), VmError> {
-        self.machine.gate.held().await;
-        if let Some(devices) = &saved.chipset {
-            self.machine.chipset.restore(devices)?;
-        }
-        self.machine.chipset.start()?;
-        for (port, saved) in self.serial.iter().zip(&saved.serial) {
-            port.restore(saved);
-        }
-        self.resets = saved.resets;
-        match saved.state() {
-            GuestState::Running => self.run(),
-            state => {
-                self.machine.chipset.pause()?;
-                self.state = state;
-            }
-        }
-        if let Some(happening) = saved.happening.and_then(SavedHappening::happening) {
-            self.machine.herald.tell(happening);
-        }
-        Ok(())
-    }
-
-    /// What another worker needs in order to go on. The guest runs no more, if it did, and
-    /// its serial ports have no clients any more.
-    pub(crate) async fn hand_over(&mut self) -> Result<SavedVm, VmError> {
-        let saved = self.save().await?;
-        // At once, so that no client gets what the next worker has, too.
-        for port in &self.serial {
-            port.close();
-        }
-        Ok(saved)
-    }
-
-    /// What another worker would need in order to go on. The guest does not run until
-    /// [`Vm::go_on`].
-    pub(crate) async fn save(&mut self) -> Result<SavedVm, VmError> {
-        let state = self.state;
-        self.hold().await?;
-        let chipset = match state {
-            GuestState::New => None,
-            _ => Some(self.machine.chipset.save()?),
-        };
-        let happening = self.happened.try_recv().ok();
-        if let Some(happening) = &happening {
-            // It is still to be handled, should this worker go on.
-            self.machine.herald.tell(happening.clone());
-        }
-        let serial = self.serial.iter().map(Port::save).collect();
-        let mut saved = SavedVm::new(state, self.resets, chipset);
-        saved.happening = happening.map(SavedHappening::from);
-        saved.serial = serial;
-        Ok(saved)
-    }
-
-    /// Goes on after a [`Vm::save`] that nothing came of.
-    pub(crate) fn go_on(&mut self) -> Result<(), VmError> {
-        if self.state == GuestState::Running {
-            self.machine.chipset.resume()?;
-            self.run();
-        }
         Ok(())
     }
 

@@ -19,22 +19,22 @@ use virt::MsrExit;
 
 /// Data and scratch registers of COM1.
 const COM1_DATA: u16 = 0x3f8;
-const COM1_SCRATCH: u16 = 0x3ff;
+pub(super) const COM1_SCRATCH: u16 = 0x3ff;
 /// PM1 control, with S5 and SLP_EN.
-const PM1_CONTROL: u16 = 0x604;
-const POWER_OFF: u32 = 5 << 10 | 1 << 13;
+pub(super) const PM1_CONTROL: u16 = 0x604;
+pub(super) const POWER_OFF: u32 = 5 << 10 | 1 << 13;
 /// RAM where nothing is loaded.
 const TEXT: u64 = 8 << 20;
 
-struct Rig {
-    partition: Arc<FakePartition>,
-    vm: Vm,
-    directory: tempfile::TempDir,
+pub(super) struct Rig {
+    pub(super) partition: Arc<FakePartition>,
+    pub(super) vm: Vm,
+    pub(super) directory: tempfile::TempDir,
 }
 
 impl Rig {
     /// A guest that is about to start.
-    async fn new(vps: usize, on_crash: OnGuestCrash) -> Self {
+    pub(super) async fn new(vps: usize, on_crash: OnGuestCrash) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("kernel"), kernel()).unwrap();
         let partition = FakePartition::new(vps);
@@ -48,7 +48,7 @@ impl Rig {
         }
     }
 
-    async fn boot(&mut self) {
+    pub(super) async fn boot(&mut self) {
         let mut stamps = Vec::new();
         self.vm.boot(&mut stamps).await.unwrap();
         let names: Vec<_> = stamps.iter().map(|stamp| stamp.name.as_str()).collect();
@@ -56,13 +56,13 @@ impl Rig {
     }
 
     /// Waits for the next happening and handles it.
-    async fn next(&mut self) -> Vec<GuestEvent> {
+    pub(super) async fn next(&mut self) -> Vec<GuestEvent> {
         let happening = self.vm.happened().await;
         self.vm.handle(happening).await
     }
 
     /// Waits until `done` says so of what was done to a VP.
-    async fn until(&mut self, vp: usize, done: impl Fn(&[Done]) -> bool) -> Vec<Done> {
+    pub(super) async fn until(&mut self, vp: usize, done: impl Fn(&[Done]) -> bool) -> Vec<Done> {
         loop {
             let list = self.partition.vp(vp).done.clone();
             if done(&list) {
@@ -75,7 +75,7 @@ impl Rig {
         }
     }
 
-    fn get(&self, path: &str) -> Option<u64> {
+    pub(super) fn get(&self, path: &str) -> Option<u64> {
         let node = Query::new("").evaluate(&self.vm).now();
         node.get(path).unwrap().as_u64()
     }
@@ -89,7 +89,7 @@ fn setup(directory: &Path, on_crash: OnGuestCrash) -> Setup {
     }
 }
 
-fn run(test: impl Future<Output = ()>) {
+pub(super) fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -494,73 +494,5 @@ fn a_paused_guest_does_not_run_until_it_is_resumed() {
         rig.vm.resume().unwrap();
         rig.until(0, |done| done.len() > before).await;
         assert!(rig.vm.resume().is_err());
-    });
-}
-
-#[test]
-fn a_guest_is_handed_over_with_its_devices() {
-    run(async {
-        let mut first = Rig::new(2, OnGuestCrash::Halt).await;
-        first
-            .partition
-            .script(0, [out(COM1_SCRATCH, 0x5a), out(0xcf9, 6)]);
-        first.boot().await;
-        first.next().await;
-        first.partition.script(0, [out(COM1_SCRATCH, 0x77)]);
-        first.until(0, |done| done.len() == 5).await;
-
-        // A save that nothing comes of changes nothing.
-        first.vm.save().await.unwrap();
-        first.vm.go_on().unwrap();
-        let saved = first.vm.save().await.unwrap();
-        let bytes = prost::Message::encode_to_vec(&saved);
-        first.vm.end().await;
-
-        let mut second = Rig::new(2, OnGuestCrash::Halt).await;
-        second.partition.script(0, [input(COM1_SCRATCH)]);
-        let saved = <SavedVm as prost::Message>::decode(&bytes[..]).unwrap();
-        second.vm.restore(saved).await.unwrap();
-        let done = second.until(0, |done| !done.is_empty()).await;
-        // Not reset: the VPs are where they were.
-        assert_eq!(done, [Done::Port(0x77)]);
-        assert_eq!(second.get("guest/resets"), Some(1));
-        assert_eq!(second.vm.state, GuestState::Running);
-    });
-}
-
-#[test]
-fn a_paused_guest_is_handed_over_paused() {
-    run(async {
-        let mut first = Rig::new(1, OnGuestCrash::Halt).await;
-        first.boot().await;
-        first.vm.pause().await.unwrap();
-        let saved = first.vm.save().await.unwrap();
-
-        let mut second = Rig::new(1, OnGuestCrash::Halt).await;
-        second.vm.restore(saved).await.unwrap();
-        assert_eq!(second.vm.state, GuestState::Paused);
-        assert_eq!(second.partition.vp(0).runs, 0);
-        second.vm.resume().unwrap();
-        assert_eq!(second.vm.state, GuestState::Running);
-    });
-}
-
-#[test]
-fn what_a_guest_has_asked_for_is_not_forgotten_when_it_is_handed_over() {
-    run(async {
-        let mut first = Rig::new(1, OnGuestCrash::Halt).await;
-        let power_off = port_exit(PM1_CONTROL, 2, Some(POWER_OFF));
-        first.partition.script(0, [power_off]);
-        first.boot().await;
-        while first.partition.vp(0).done.len() < 2 {
-            tokio::task::yield_now().await;
-        }
-        first.vm.save().await.unwrap();
-        first.vm.go_on().unwrap();
-        let saved = first.vm.hand_over().await.unwrap();
-
-        let mut second = Rig::new(1, OnGuestCrash::Halt).await;
-        second.vm.restore(saved).await.unwrap();
-        assert_eq!(second.next().await, [GuestEvent::PoweredOff]);
     });
 }

@@ -1,0 +1,80 @@
+use super::*;
+use crate::protocol::GuestEvent;
+use crate::protocol::OnGuestCrash;
+use crate::vm::testing::Done;
+use crate::vm::testing::input;
+use crate::vm::testing::out;
+use crate::vm::testing::port_exit;
+use crate::vm::tests::COM1_SCRATCH;
+use crate::vm::tests::PM1_CONTROL;
+use crate::vm::tests::POWER_OFF;
+use crate::vm::tests::Rig;
+use crate::vm::tests::run;
+
+#[test]
+fn a_guest_is_handed_over_with_its_devices() {
+    run(async {
+        let mut first = Rig::new(2, OnGuestCrash::Halt).await;
+        first
+            .partition
+            .script(0, [out(COM1_SCRATCH, 0x5a), out(0xcf9, 6)]);
+        first.boot().await;
+        first.next().await;
+        first.partition.script(0, [out(COM1_SCRATCH, 0x77)]);
+        first.until(0, |done| done.len() == 5).await;
+
+        // A save that nothing comes of changes nothing.
+        first.vm.save().await.unwrap();
+        first.vm.go_on().unwrap();
+        let saved = first.vm.save().await.unwrap();
+        let bytes = prost::Message::encode_to_vec(&saved);
+        first.vm.end().await;
+
+        let mut second = Rig::new(2, OnGuestCrash::Halt).await;
+        second.partition.script(0, [input(COM1_SCRATCH)]);
+        let saved = <SavedVm as prost::Message>::decode(&bytes[..]).unwrap();
+        second.vm.restore(saved).await.unwrap();
+        let done = second.until(0, |done| !done.is_empty()).await;
+        // Not reset: the VPs are where they were.
+        assert_eq!(done, [Done::Port(0x77)]);
+        assert_eq!(second.get("guest/resets"), Some(1));
+        assert_eq!(second.vm.state, GuestState::Running);
+    });
+}
+
+#[test]
+fn a_paused_guest_is_handed_over_paused() {
+    run(async {
+        let mut first = Rig::new(1, OnGuestCrash::Halt).await;
+        first.boot().await;
+        first.vm.pause().await.unwrap();
+        let saved = first.vm.save().await.unwrap();
+
+        let mut second = Rig::new(1, OnGuestCrash::Halt).await;
+        second.vm.restore(saved).await.unwrap();
+        assert_eq!(second.vm.state, GuestState::Paused);
+        assert_eq!(second.partition.vp(0).runs, 0);
+        second.vm.resume().unwrap();
+        assert_eq!(second.vm.state, GuestState::Running);
+    });
+}
+
+#[test]
+fn what_a_guest_has_asked_for_is_not_forgotten_when_it_is_handed_over() {
+    run(async {
+        let mut first = Rig::new(1, OnGuestCrash::Halt).await;
+        let power_off = port_exit(PM1_CONTROL, 2, Some(POWER_OFF));
+        first.partition.script(0, [power_off]);
+        first.boot().await;
+        while first.partition.vp(0).done.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        first.vm.save().await.unwrap();
+        first.vm.go_on().unwrap();
+        let saved = first.vm.hand_over().await.unwrap();
+
+        let mut second = Rig::new(1, OnGuestCrash::Halt).await;
+        second.vm.restore(saved).await.unwrap();
+        assert_eq!(second.next().await, [GuestEvent::PoweredOff]);
+    });
+}
