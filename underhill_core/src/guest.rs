@@ -70,11 +70,17 @@ impl Guest {
             listeners: [listen(vm::COM1_VSOCK), listen(vm::COM2_VSOCK)],
         };
         let mut vm = Vm::new(partition, setup).await?;
-        match start.saved {
-            Some(saved) => vm.restore(saved).await?,
-            None => vm.boot(stamps).await?,
+        let started = match start.saved {
+            Some(saved) => vm.restore(saved).await,
+            None => vm.boot(stamps).await,
+        };
+        match started {
+            Ok(()) => Ok(vm),
+            Err(error) => {
+                vm.end().await;
+                Err(error.into())
+            }
         }
-        Ok(vm)
     }
 
     /// What others should know about the start.
@@ -140,7 +146,7 @@ impl Guest {
         }
     }
 
-    /// Ends it. It must not run.
+    /// Ends it.
     pub(crate) async fn end(self) {
         if let Self::Vm(vm) = self {
             vm.end().await;

@@ -68,6 +68,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use virt::Partition;
 use virt::VpState;
 use vp::VpStats;
@@ -191,6 +192,8 @@ pub(crate) struct Vm {
     /// Reports so far.
     reports: u64,
     threads: Vec<JoinHandle<()>>,
+    /// The poller, and those who serve the serial ports' clients. They end with this.
+    tasks: JoinSet<()>,
 }
 
 impl Vm {
@@ -230,9 +233,10 @@ impl Vm {
             report: None,
             reports: 0,
             threads: Vec::new(),
+            tasks: JoinSet::new(),
         };
         vm.start_threads().await?;
-        tokio::spawn(poll(vm.machine.clone(), vm.poller.clone()));
+        vm.tasks.spawn(poll(vm.machine.clone(), vm.poller.clone()));
         for (index, listener) in setup.listeners.into_iter().enumerate() {
             if let Some(listener) = listener {
                 vm.serve(index, listener);
@@ -260,10 +264,10 @@ impl Vm {
         Ok(())
     }
 
-    fn serve(&self, index: usize, listener: Listener) {
+    fn serve(&mut self, index: usize, listener: Listener) {
         let port = self.serial[index].clone();
         let machine = self.machine.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let poll = || {
                 let uart = match index {
                     0 => machine.chipset.com1(),
@@ -351,14 +355,19 @@ impl Vm {
         }
     }
 
-    /// Ends the VPs' threads. The guest must be held.
+    /// Ends the threads and tasks, whatever they do, and waits for that.
     pub(crate) async fn end(mut self) {
-        self.machine.gate.end();
-        self.machine.herald.stop_vps();
+        self.end_vps();
         for thread in self.threads.drain(..) {
             // They end soon: none of them waits for anything but the gate.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        self.tasks.shutdown().await;
+    }
+
+    fn end_vps(&self) {
+        self.machine.gate.end();
+        self.machine.herald.stop_vps();
     }
 
     async fn crashed(&mut self, report: String) -> Vec<GuestEvent> {
@@ -451,6 +460,14 @@ impl Vm {
     async fn last_words(&self) {
         let [com1, com2] = &self.serial;
         tokio::join!(com1.finish(LAST_WORDS), com2.finish(LAST_WORDS));
+    }
+}
+
+impl Drop for Vm {
+    /// Threads and tasks have a part in the machine, so each would keep it and the others:
+    /// a VM that was given up would go on to take clients.
+    fn drop(&mut self) {
+        self.end_vps();
     }
 }
 

@@ -424,6 +424,35 @@ fn a_kernel_that_is_none_is_refused() {
 }
 
 #[test]
+fn a_vm_that_is_given_up_leaves_nothing_behind() {
+    run(async {
+        let mut rig = Rig::new(2, OnGuestCrash::Halt).await;
+        rig.partition.vp(1).faults.insert("reset", "stuck");
+        rig.vm.boot(&mut Vec::new()).await.unwrap_err();
+        let Rig {
+            partition,
+            vm,
+            directory,
+        } = rig;
+        let machine = Arc::downgrade(&vm.machine);
+        vm.end().await;
+        assert!(machine.upgrade().is_none());
+        assert_eq!(Arc::strong_count(&partition), 1);
+        let client = UnixStream::connect(directory.path().join("com1")).await;
+        assert!(client.is_err(), "a port of a guest that is not there");
+
+        // So it is with one that did not even come into being, but nobody waits for that.
+        partition.vp(1).faults.insert("bind", "taken");
+        std::fs::remove_file(directory.path().join("com1")).unwrap();
+        let setup = setup(directory.path(), OnGuestCrash::Halt);
+        assert!(Vm::new(partition.clone(), setup).await.is_err());
+        while Arc::strong_count(&partition) > 1 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
 fn device_memory_is_emulated_and_code_outside_memory_is_none() {
     run(async {
         let mut rig = Rig::new(1, OnGuestCrash::Halt).await;
