@@ -58,7 +58,7 @@ impl Comparator for Machine {
     }
 
     fn counter(&self) -> u64 {
-        self.pass(self.pace) / TSC_PER_TICK & self.mask
+        (self.pass(self.pace) / TSC_PER_TICK) & self.mask
     }
 
     fn counter_mask(&self) -> u64 {

@@ -51,7 +51,9 @@ pub(super) fn is(name: Name) -> bool {
 pub(super) fn read(vp: &mut Vp, vtl: Vtl, name: Name) -> Option<u128> {
     let vmcb = &mut vp.vtls[vtl.index()].vmcb;
     let save = &mut vmcb.save;
+    let stack = context::stack_segment(save);
     if let Some(segment) = segment_of(save, name) {
+        let segment = if name == Name::SS { &stack } else { segment };
         let Segment { base, limit, .. } = *segment;
         return Some(if is_table(name) {
             zerocopy::transmute!(HvX64TableRegister {

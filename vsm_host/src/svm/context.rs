@@ -1,9 +1,9 @@
 //! Initial contexts, from the TLFS into a VMCB.
 
 use crate::partition::gpr;
-use hv_defs::vp_context::{HvX64SegmentRegister, HvX64TableRegister};
+use hv_defs::vp_context::{HvX64SegmentRegister, HvX64TableRegister, SegmentAttributes};
 use igvm_loader::StartContext;
-use x86_defs::svm::{Segment, Vmcb};
+use x86_defs::svm::{Save, Segment, Vmcb};
 use x86_defs::{DR6_AT_RESET, DR7_AT_RESET, EFER_SVME, RFLAGS_ALWAYS_ONE};
 use zerocopy::FromZeros;
 
@@ -55,6 +55,16 @@ pub(crate) fn table(register: &HvX64TableRegister) -> Segment {
         limit: register.limit.into(),
         base: register.base,
         ..Segment::new_zeroed()
+    }
+}
+
+/// SS as the TLFS has it: with the privilege level, which SVM keeps apart. The descriptor's
+/// own level differs from it behind a SYSRET on some processors.
+pub(crate) fn stack_segment(save: &Save) -> Segment {
+    let attributes = SegmentAttributes::from_vmcb(save.ss.attributes).with_dpl(save.cpl & 3);
+    Segment {
+        attributes: attributes.to_vmcb(),
+        ..save.ss
     }
 }
 

@@ -82,6 +82,22 @@ fn registers_of_the_guest_keep_what_is_written() {
 }
 
 #[test]
+fn the_stack_segment_has_the_privilege_level() {
+    // As behind a SYSRET: level 3, and the descriptor still says 0.
+    let mut guest = Guest::new();
+    let save = &mut guest.vp.vtls[0].vmcb.save;
+    (save.cpl, save.ss.attributes) = (3, 0xc93);
+    let ss = HvRegisterName::SS;
+    assert_eq!(guest.get(vtl(0), &[ss]), (HvStatus::SUCCESS, 1));
+    let [low, high]: [u64; 2] = zerocopy::transmute!(guest.output::<16>());
+    assert_eq!(high >> 48, 0xc0f3);
+    // VTL2 writes back what it has read.
+    let written = lower_vtl::set_lower(&mut guest, 0, ss, [low, high]);
+    assert_eq!(written, HvStatus::SUCCESS);
+    assert_eq!(guest.vp.vtls[0].vmcb.save.cpl, 3);
+}
+
+#[test]
 fn registers_that_translate_make_the_guest_forget_its_translations() {
     use HvRegisterName as Name;
     let mut guest = Guest::new();

@@ -398,6 +398,8 @@ fn apply_collected(vp: &mut Vp, processor: &impl Processor, in_guest: bool) {
             vp.gprs = reset.gprs;
             // The processor's identity.
             vp.gprs[gpr::RDX] = processor.cpuid(1, 0)[0].into();
+        } else {
+            vp.guest.page_is_outdated = true;
         }
         vp.lapic.halted = false;
         set_tpr(vp);

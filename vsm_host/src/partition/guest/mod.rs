@@ -22,6 +22,8 @@ pub mod synic;
 pub struct GuestVp {
     /// TSC_AUX of the VTL that does not run: control blocks do not have it.
     pub(crate) other_tsc_aux: u64,
+    /// An INIT has come since the register page was filled: it shows what was before.
+    pub(crate) page_is_outdated: bool,
 }
 
 /// How the VP's CPU goes on.

@@ -51,8 +51,15 @@ impl Partition {
             reserved: 0,
             // VTL2 has them in its registers; the host does not touch those.
             xmm: [[0; 2]; 6],
-            segments: [save.es, save.cs, save.ss, save.ds, save.fs, save.gs]
-                .map(|register| segment(&register)),
+            segments: [
+                save.es,
+                save.cs,
+                context::stack_segment(save),
+                save.ds,
+                save.fs,
+                save.gs,
+            ]
+            .map(|register| segment(&register)),
             cr0: save.cr0,
             cr3: save.cr3,
             cr4: save.cr4,
@@ -70,10 +77,12 @@ impl Partition {
     }
 
     /// Takes over what VTL2 has changed in the page. A bad value is not taken over: VTL2 has
-    /// made the guest go on where it was.
+    /// made the guest go on where it was. Nor is anything of a page from before an INIT: that
+    /// goes on with an instruction that the VP has been torn away from.
     pub(super) fn take_register_page(&self, vp: &mut Vp, processor: &impl Processor) {
+        let is_outdated = core::mem::take(&mut vp.guest.page_is_outdated);
         let register = vp.vtls[Vtl::PARAVISOR.index()].register_page;
-        if !register.enabled() {
+        if is_outdated || !register.enabled() {
             return;
         }
         let memory = self.memory(Vtl::PARAVISOR, processor);

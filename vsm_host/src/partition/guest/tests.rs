@@ -1,6 +1,6 @@
 mod answers;
 
-use super::Entry;
+use super::{Entry, lapic};
 use crate::guest_memory::RamAccess;
 use crate::partition::tests::{CODE, FakeProcessor, setup};
 use crate::partition::{Next, Partition, Vp, gpr};
@@ -200,6 +200,51 @@ fn what_is_dirty_in_the_register_page_is_taken_over() {
     let save = &machine.vp.vmcb().save;
     assert_eq!((save.rip, save.rflags, save.rsp), (0x1234, 0x246, 0x5678));
     assert_eq!(save.es.selector, 0x28);
+}
+
+#[test]
+fn the_stack_segment_is_shown_with_the_privilege_level() {
+    // As behind a SYSRET: level 3, and the descriptor still says 0.
+    let mut machine = Machine::in_guest();
+    let save = &mut machine.vp.vmcb_mut().save;
+    (save.cpl, save.ss.attributes, save.cr0) = (3, 0xc93, CR0_PE);
+    machine.exit(ExitCode::INTR, 0, 0);
+    let mut page = machine.register_page();
+    assert_eq!(page.segments[2].attributes.dpl(), 3);
+    // The level stays where VTL2 writes back what it has read.
+    page.dirty = RegisterPageDirty::new().with_segments(true);
+    machine.processor.ram.write_ram(REGISTERS, page.as_bytes());
+    machine.vtl_return(0, 0);
+    assert_eq!(machine.vp.vmcb().save.cpl, 3);
+}
+
+#[test]
+fn an_init_outdates_the_register_page() {
+    let mut machine = Machine::in_guest();
+    machine.exit(ExitCode::INTR, 0, 0);
+    let mut page = machine.register_page();
+    (page.rip, page.rflags, page.gprs[gpr::RSP]) = (0x1234, 0x246, 0x5678);
+    page.dirty = RegisterPageDirty::new()
+        .with_instruction_pointer(true)
+        .with_flags(true)
+        .with_general_purpose(true)
+        .with_segments(true);
+    machine.processor.ram.write_ram(REGISTERS, page.as_bytes());
+    // Another VP sends an INIT, then VTL2 looks at a register.
+    let apics = lapic::apics(&machine.partition, &machine.processor);
+    let _ = vapic::Apics::shared(&apics, 0).post_init();
+    lapic::sync_registers(&machine.partition, &mut machine.vp, &machine.processor);
+    machine.vtl_return(0, 0);
+    let save = &machine.vp.vmcb().save;
+    assert_eq!((save.rip, save.rflags, save.rsp), (0xfff0, 2, 0));
+    // The next page is a new one.
+    machine.exit(ExitCode::INTR, 0, 0);
+    page = machine.register_page();
+    page.rip = 0x2345;
+    page.dirty = RegisterPageDirty::new().with_instruction_pointer(true);
+    machine.processor.ram.write_ram(REGISTERS, page.as_bytes());
+    machine.vtl_return(0, 0);
+    assert_eq!(machine.vp.vmcb().save.rip, 0x2345);
 }
 
 #[test]
