@@ -39,6 +39,8 @@ pub const CR3_DEFINED: u64 = (1 << 52) - 1;
 pub const CR4_PSE: u64 = 1 << 4;
 /// CR4.PAE.
 pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.PGE.
+pub const CR4_PGE: u64 = 1 << 7;
 /// CR4.PCIDE.
 pub const CR4_PCIDE: u64 = 1 << 17;
 /// CR4.LA57.

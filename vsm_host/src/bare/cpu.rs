@@ -24,11 +24,21 @@ use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 use x86_defs::msr::{TSC_AUX, VM_CR, VM_HSAVE_PA};
 use x86_defs::svm::{ExitCode, Vmcb};
+use x86_defs::{CR4_PGE, CR4_PSE, CR4_SMAP, CR4_SMEP};
 
 const VM_CR_SVM_DISABLED: u64 = 1 << 4;
 /// CPUID 0x80000001 EDX.
 const RDTSCP: u32 = 1 << 27;
 const LOW_32: u64 = 0xffff_ffff;
+
+/// Bits of CR4 with which QEMU forgets all translations when they change, and where CPUID
+/// (leaf, register, bit) offers them. They change nothing for the host.
+const FOLLOWED: [(u64, u32, usize, u32); 4] = [
+    (CR4_PSE, 1, 3, 3),
+    (CR4_PGE, 1, 3, 13),
+    (CR4_SMEP, 7, 1, 7),
+    (CR4_SMAP, 7, 1, 20),
+];
 
 static HAS_TSC_AUX: Once<bool> = Once::new();
 
@@ -171,9 +181,11 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
         log!("{}", partition.first_entry_text());
     }
     let mut idle = Box::new(idle_block());
+    let mut cr4 = HostCr4::new();
     loop {
         let code = match partition.prepare(&mut vp, &Physical) {
             Entry::Run => {
+                cr4.follow(vp.vmcb().save.cr4);
                 let vmcb = &raw mut *vp.vtls[vp.vtl.index()].vmcb as u64;
                 // SAFETY: the block, the maps it names and the nested page table are valid
                 // and stay so; VM_HSAVE_PA is set; the nested page table keeps the VTL out
@@ -182,6 +194,7 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
                 vp.vmcb().control.exit_code
             }
             Entry::Idle => {
+                idle.save.cr4 = cr4.value;
                 // SAFETY: as above; the block runs a loop that touches no memory, with the
                 // host's own page tables.
                 unsafe { run_vp(&mut [0; 16], &raw mut *idle as u64, host_address) };
@@ -201,6 +214,41 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
                 partition.counters.summary(console::line);
                 exit::end(reason);
             }
+        }
+    }
+}
+
+/// CR4 of the host, which follows that of the VTL where it can: an exit and the next entry
+/// are a quarter faster in QEMU if neither changes it.
+struct HostCr4 {
+    value: u64,
+    /// Bits that it follows in.
+    followed: u64,
+}
+
+impl HostCr4 {
+    fn new() -> Self {
+        let offered = |(_, leaf, register, bit): &(u64, u32, usize, u32)| {
+            cpuid(*leaf, 0)[*register] & 1 << bit != 0
+        };
+        Self {
+            value: Cr4::read_raw(),
+            followed: FOLLOWED
+                .iter()
+                .filter(|bit| offered(bit))
+                .map(|(mask, ..)| mask)
+                .sum(),
+        }
+    }
+
+    /// Before the entry into a VTL with this CR4.
+    fn follow(&mut self, cr4: u64) {
+        let value = self.value & !self.followed | cr4 & self.followed;
+        if value != self.value {
+            self.value = value;
+            // SAFETY: the processor has these bits. The host's own pages are none of user
+            // mode, none global, and mapped by 1 GiB leaves, so it runs with any of them.
+            unsafe { Cr4::write_raw(value) };
         }
     }
 }
