@@ -88,16 +88,24 @@ impl Partition {
     }
 
     /// To be called before each entry into VTL2: injects an NMI that waits for it, as soon
-    /// as VTL2 can take one.
-    pub(crate) fn inject_nmi(&self, vp: &mut Vp) {
-        let state = &vp.vtls[Vtl::PARAVISOR.index()];
-        if state.vmcb.control.event_injection.valid() || !self.nmi_waits(vp) {
-            return;
-        }
+    /// as VTL2 can take one. True: it cannot yet, and no exit will come when it can.
+    pub(crate) fn inject_nmi(&self, vp: &mut Vp) -> bool {
         let target = &self.slots[vp.index as usize].nmi;
-        target.pending.store(false, Ordering::Release);
+        if !target.pending.load(Ordering::Acquire) {
+            return false;
+        }
         let state = &mut vp.vtls[Vtl::PARAVISOR.index()];
-        state.nmis.inject(&mut state.vmcb);
+        let occupied = state.vmcb.control.event_injection.valid();
+        match state.nmis {
+            // The handler's IRET exits.
+            Nmis::Handled => false,
+            Nmis::Open if !occupied => {
+                target.pending.store(false, Ordering::Release);
+                state.nmis.inject(&mut state.vmcb);
+                false
+            }
+            Nmis::Open | Nmis::Ending { .. } => true,
+        }
     }
 }
 

@@ -219,6 +219,14 @@ pub fn before_entry(partition: &Partition, vp: &mut Vp, processor: &impl Process
     Entry::Run
 }
 
+/// Brings an exit from VTL2 for what waits there. The timer is free: the deadline of VTL0 is
+/// set again when VTL0 is entered, and means nothing before.
+pub fn look_again_soon(partition: &Partition, vp: &Vp, processor: &impl Processor) {
+    let pause = partition.config.frequencies.tsc_hz / RETRY_HZ;
+    // A moment that has passed while it was set brings no NMI.
+    while processor.arm_timer(vp.index, Some(processor.tsc().saturating_add(pause))) {}
+}
+
 /// The VP has executed HLT, and stands behind it.
 pub fn halt(vp: &mut Vp) {
     vp.lapic.halted = true;

@@ -28,7 +28,9 @@ impl Partition {
         if vp.vtl == Vtl::GUEST {
             return lapic::before_entry(self, vp, processor);
         }
-        self.inject_nmi(vp);
+        if self.inject_nmi(vp) {
+            lapic::look_again_soon(self, vp, processor);
+        }
         Entry::Run
     }
 

@@ -48,6 +48,42 @@ fn nmis_that_vtl2_sends_reach_its_vps_and_no_others() {
 }
 
 #[test]
+fn an_nmi_that_cannot_be_taken_yet_does_not_wait_for_an_exit_by_chance() {
+    let (partition, mut vp, processor) = setup();
+    assert!(partition.slots[0].mailbox.start(|| (), || ()));
+    // To itself.
+    let send = |vp: &mut Vp| {
+        write(&partition, vp, &processor, 0x310, 1 << 24);
+        write(&partition, vp, &processor, 0x300, 0x4400);
+    };
+    let exit = |vp: &mut Vp, code, rip| {
+        let block = vp.vmcb_mut();
+        (block.control.exit_code, block.save.rip) = (code, rip);
+        block.control.event_injection = 0.into();
+        assert_eq!(partition.handle_exit(vp, &processor), Next::Resume);
+    };
+    let enter = |vp: &mut Vp| {
+        assert_eq!(partition.prepare(vp, &processor), guest::Entry::Run);
+        (injected(vp), processor.timers.take().get(&0).copied())
+    };
+    let soon = Some(Some(5_000 + 50_000));
+    // An interrupt is being injected.
+    send(&mut vp);
+    vp.vmcb_mut().control.event_injection = (1 << 31 | 0x41).into();
+    assert_eq!(enter(&mut vp), (Some(0x41), soon));
+    exit(&mut vp, ExitCode::NMI, 0x1000);
+    assert_eq!(enter(&mut vp), (Some(2), None));
+    // The handler runs, and its IRET exits; the IRET itself is still to come then.
+    send(&mut vp);
+    exit(&mut vp, ExitCode::NMI, 0x2000);
+    assert_eq!(enter(&mut vp), (None, None));
+    exit(&mut vp, ExitCode::IRET, 0x2100);
+    assert_eq!(enter(&mut vp), (None, soon));
+    exit(&mut vp, ExitCode::NMI, 0x1000);
+    assert_eq!(enter(&mut vp), (Some(2), None));
+}
+
+#[test]
 fn logical_destinations_of_nmis_are_those_that_vtl2_has_set() {
     let (partition, mut vp, processor) = setup();
     let mut other = Vp::new(&partition, 1);
