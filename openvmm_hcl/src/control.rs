@@ -254,6 +254,7 @@ impl Controller {
                 }
             }
             Report::Guest(event) => self.guest(event),
+            Report::Stays { reason } => self.stays(&reason),
             Report::Ended(end) => self.ended(end),
         }
     }
@@ -296,12 +297,25 @@ impl Controller {
         }
     }
 
+    /// The worker is not replaced, because it cannot be.
+    fn stays(&mut self, reason: &str) {
+        // Whoever wants the end meanwhile has asked for it, and need not be told.
+        if self.after != After::Restart {
+            return;
+        }
+        self.after = After::Nothing;
+        self.set_phase(Phase::Started);
+        let text = format!("the VM worker goes on and is not replaced: {reason}");
+        tracing::warn!("{text}");
+        self.answer(&Err(Refusal::Failed(text)));
+    }
+
     /// The worker is gone.
     fn ended(&mut self, end: End) {
         self.commands = None;
         let after = std::mem::replace(&mut self.after, After::Nothing);
-        // A worker that was asked to end and did so with its state did not crash.
-        let unexpected = after == After::Nothing || (end.state.is_none() && end.reason.is_some());
+        // A worker that was asked to end and has agreed did not crash.
+        let unexpected = after == After::Nothing || (!end.orderly && end.reason.is_some());
         let worker = {
             let mut state = self.paravisor.state();
             let worker = state.worker.take();
@@ -324,7 +338,12 @@ impl Controller {
             After::Nothing => self.recover(&end),
             After::Restart => {
                 if end.state.is_none() {
-                    tracing::warn!("the VM worker left no state, the next one starts afresh");
+                    let text = format!("the VM worker left no state: {}", end.describe());
+                    tracing::warn!("{text}, the next one starts afresh");
+                    // That is not what was asked for.
+                    self.answer(&Err(Refusal::Failed(format!(
+                        "{text}; its guest boots anew"
+                    ))));
                 }
                 self.launch(end.state);
             }
@@ -479,7 +498,10 @@ impl Controller {
         self.after = after;
         self.set_phase(phase);
         let deadline: Duration = *self.paravisor.config.shutdown_deadline;
-        self.command(Command::Stop { deadline });
+        self.command(match self.after {
+            After::Restart => Command::HandOver { deadline },
+            _ => Command::Stop { deadline },
+        });
     }
 
     fn command(&self, command: Command) {

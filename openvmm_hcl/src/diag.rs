@@ -84,10 +84,13 @@ impl Diagnostics {
     }
 
     /// Calls the worker, which may refuse.
-    async fn ask_worker(
+    async fn ask_worker<T>(
         &self,
-        make: impl FnOnce(mesh::Rpc<(), Result<(), String>>) -> Request + Send,
-    ) -> Result<(), Status> {
+        make: impl FnOnce(mesh::Rpc<(), Result<T, String>>) -> Request + Send,
+    ) -> Result<T, Status>
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+    {
         self.call_worker(make)
             .await?
             .map_err(Status::failed_precondition)
@@ -157,7 +160,8 @@ impl Handler for Diagnostics {
     }
 
     async fn dump_saved_state(&self) -> Result<Vec<u8>, Status> {
-        Ok(self.call_worker(Request::Save).await?.0)
+        let saved = self.ask_worker(Request::Save).await?;
+        Ok(saved.0)
     }
 
     async fn power_off(&self) -> Result<(), Status> {

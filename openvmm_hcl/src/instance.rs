@@ -55,8 +55,13 @@ pub(crate) struct Patience {
 /// What the watching task is told.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Ask the worker for its state and let it end; kill it if that takes longer.
+    /// Ask the worker to end; kill it if that takes longer.
     Stop {
+        /// How long it may take.
+        deadline: Duration,
+    },
+    /// The same, and ask for its state. It may refuse, and goes on then.
+    HandOver {
         /// How long it may take.
         deadline: Duration,
     },
@@ -81,6 +86,11 @@ pub(crate) enum Report {
     },
     /// Something has become of its guest.
     Guest(GuestEvent),
+    /// The worker cannot be replaced, and why; it goes on.
+    Stays {
+        /// In its words.
+        reason: String,
+    },
     /// The worker has ended, however that came. The last report.
     Ended(End),
 }
@@ -94,7 +104,9 @@ pub(crate) struct End {
     pub(crate) cause: String,
     /// The end of what it wrote to standard error.
     pub(crate) last_lines: Vec<String>,
-    /// Its state, if it was asked to stop and gave it.
+    /// It was asked to end, and had answered.
+    pub(crate) orderly: bool,
+    /// Its state, if it was asked for that and gave it.
     pub(crate) state: Option<Bytes>,
 }
 
@@ -152,8 +164,10 @@ impl Inspect for WatchdogStats {
 enum Outcome {
     /// It must be killed, and why.
     Problem(String),
-    /// It has given its state and will end.
-    State(Bytes),
+    /// It will end; its state, if it was asked for that.
+    Ends(Option<Bytes>),
+    /// It will not, and why.
+    Stays(String),
 }
 
 type Watch = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -177,6 +191,7 @@ impl Instance {
     ) {
         let generation = self.generation;
         let mut reason = None;
+        let mut orderly = false;
         let mut state = None;
         let mut ready = false;
         let mut hears_events = true;
@@ -213,16 +228,39 @@ impl Instance {
                         self.kill(Signal::SIGKILL);
                         reason = Some(problem);
                     }
-                    Outcome::State(bytes) => {
-                        state = Some(bytes);
+                    Outcome::Ends(given) => {
+                        orderly = true;
+                        state = given;
                         watch = stopping.map(|(end, deadline)| not_ended(end, deadline));
+                    }
+                    Outcome::Stays(why) => {
+                        stopping = None;
+                        watch = self.watchdog();
+                        let reason = cut(why, REASON_MAX);
+                        let _ = reports.send(Report::Stays { reason }).await;
                     }
                 },
                 command = commands.recv(), if hears_commands => match command {
                     Some(Command::Stop { deadline }) => {
                         let end = Instant::now() + deadline;
                         stopping = Some((end, deadline));
-                        watch = Some(stop(self.requests.clone(), end, deadline));
+                        let requests = self.requests.clone();
+                        watch = Some(ending(end, deadline, move |context| async move {
+                            let ended = requests.call_within(&context, Request::Stop, ()).await;
+                            ended.map(|()| Outcome::Ends(None))
+                        }));
+                    }
+                    Some(Command::HandOver { deadline }) => {
+                        let end = Instant::now() + deadline;
+                        stopping = Some((end, deadline));
+                        let requests = self.requests.clone();
+                        watch = Some(ending(end, deadline, move |context| async move {
+                            let state = requests.call_within(&context, Request::HandOver, ());
+                            Ok(match state.await? {
+                                Ok(state) => Outcome::Ends(Some(state)),
+                                Err(reason) => Outcome::Stays(reason),
+                            })
+                        }));
                     }
                     Some(Command::Kill { signal, reason: why }) => {
                         self.kill(signal);
@@ -247,6 +285,7 @@ impl Instance {
             reason,
             cause: describe_cause(cause),
             last_lines,
+            orderly,
             state,
         };
         let _ = reports.send(Report::Ended(end)).await;
@@ -312,7 +351,7 @@ fn not_ready_within(deadline: Duration) -> Watch {
     })
 }
 
-/// It has given its state, and is to end before `end`, like the answer within `deadline`.
+/// It has answered, and is to end before `end`, like the answer within `deadline`.
 fn not_ended(end: Instant, deadline: Duration) -> Watch {
     Box::pin(async move {
         tokio::time::sleep_until(end).await;
@@ -351,12 +390,19 @@ fn watchdog(
     })
 }
 
-/// Asks for the state, which is also the request to end; `end` is after `deadline`.
-fn stop(requests: Sender<Request>, end: Instant, deadline: Duration) -> Watch {
+/// Has it asked to end; `end` is after `deadline`.
+fn ending<F>(
+    end: Instant,
+    deadline: Duration,
+    ask: impl FnOnce(CancelContext) -> F + Send + 'static,
+) -> Watch
+where
+    F: Future<Output = Result<Outcome, RpcError>> + Send,
+{
     Box::pin(async move {
         let context = CancelContext::new().with_deadline(end.into_std());
-        match requests.call_within(&context, Request::Stop, ()).await {
-            Ok(state) => Outcome::State(state),
+        match ask(context).await {
+            Ok(outcome) => outcome,
             Err(error) => {
                 // A worker that dies instead is seen before this is over.
                 tokio::time::sleep_until(end).await;

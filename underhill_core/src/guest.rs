@@ -126,23 +126,28 @@ impl Guest {
     }
 
     /// What another worker would need. The guest does not run until [`Guest::go_on`].
-    pub(crate) async fn save(&mut self) -> Option<SavedVm> {
-        let Self::Vm(vm) = self else { return None };
-        saved(vm.save().await)
+    pub(crate) async fn save(&mut self) -> Result<Option<SavedVm>, String> {
+        let Self::Vm(vm) = self else { return Ok(None) };
+        vm.save().await.map(Some).map_err(unsaved)
     }
 
-    /// What the next worker needs. The guest does not run any more.
-    pub(crate) async fn hand_over(&mut self) -> Option<SavedVm> {
-        let Self::Vm(vm) = self else { return None };
-        saved(vm.hand_over().await)
+    /// What the next worker needs. The guest does not run any more, unless that fails: then
+    /// it goes on.
+    pub(crate) async fn hand_over(&mut self) -> Result<Option<SavedVm>, String> {
+        let Self::Vm(vm) = self else { return Ok(None) };
+        match vm.hand_over().await {
+            Ok(saved) => Ok(Some(saved)),
+            Err(error) => {
+                vm.go_on();
+                Err(unsaved(error))
+            }
+        }
     }
 
     /// Goes on after [`Guest::save`].
     pub(crate) fn go_on(&mut self) {
-        if let Self::Vm(vm) = self
-            && let Err(error) = vm.go_on()
-        {
-            tracing::error!(%error, "the guest does not go on");
+        if let Self::Vm(vm) = self {
+            vm.go_on();
         }
     }
 
@@ -161,12 +166,8 @@ impl Guest {
     }
 }
 
-fn saved(outcome: Result<SavedVm, vm::VmError>) -> Option<SavedVm> {
-    let failed = |error: &vm::VmError| {
-        let reason = kernel_log::chain(error);
-        tracing::error!("the guest cannot be handed over: {reason}");
-    };
-    outcome.inspect_err(failed).ok()
+fn unsaved(error: vm::VmError) -> String {
+    format!("the guest cannot be saved: {}", kernel_log::chain(&error))
 }
 
 /// Listens for clients of a serial port. A machine without vsock has none.

@@ -8,8 +8,8 @@
 //!
 //! * Promises: [`Event::Ready`] comes after everything that it was given was found usable;
 //!   one thread answers everything, so an answer to [`Request::Ping`] means that the worker
-//!   as a whole is alive; it ends with code 0 after [`Request::Stop`] and when the paravisor
-//!   process has gone.
+//!   as a whole is alive; it ends with code 0 after [`Request::Stop`], after it has
+//!   handed over, and when the paravisor process has gone.
 //! * Refuses: a decision about its own life. It is not restarted by itself and reads no
 //!   configuration: all it knows was given to it.
 //! * What it is given is checked again where it could be out of date: a saved state of

@@ -21,7 +21,7 @@ pub struct Parameters {
     pub topology: Topology,
     /// What it shall do.
     pub settings: Settings,
-    /// State of the worker before, as [`Request::Stop`] returned it.
+    /// State of the worker before, as [`Request::HandOver`] returned it.
     pub saved_state: Option<Bytes>,
     /// Where its requests come from.
     pub requests: Receiver<Request>,
@@ -102,10 +102,13 @@ pub enum Request {
     Ping(Rpc<(), ()>),
     /// What is in its part of the tree?
     Inspect(Rpc<Query, Node>),
-    /// What would a worker after it need to know?
-    Save(Rpc<(), Bytes>),
-    /// It shall end; the answer is its state.
-    Stop(Rpc<(), Bytes>),
+    /// What would a worker after it need to know? An error says why that cannot be told.
+    Save(Rpc<(), Result<Bytes, String>>),
+    /// It shall end, and with it its guest if it has one.
+    Stop(Rpc<(), ()>),
+    /// It shall end, but not its guest: the answer is the state for the worker after it. An
+    /// error says why there is none; then it goes on.
+    HandOver(Rpc<(), Result<Bytes, String>>),
     /// It shall log by this filter from now on.
     SetLogFilter(String),
     /// The guest shall not run for a while; an error says why it does not run anyway.

@@ -11,6 +11,15 @@ use thiserror::Error;
 /// How to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
+    /// At once.
+    Fatal(Fatal),
+    /// When its guest is to be handed over, and only then.
+    Unsaved,
+}
+
+/// A failure that ends the worker, or might as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fatal {
     /// Answer nothing any more.
     Hang,
     /// End by SIGABRT.
@@ -25,7 +34,7 @@ pub(crate) enum Failure {
 
 /// A text that is no failure.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("failure is {found:?}, expected hang, abort, segfault, panic or exit:CODE")]
+#[error("failure is {found:?}, expected hang, abort, segfault, panic, exit:CODE or unsaved")]
 pub(crate) struct UnknownFailure {
     found: String,
 }
@@ -37,20 +46,30 @@ impl FromStr for Failure {
         let unknown = || UnknownFailure {
             found: text.to_owned(),
         };
-        Ok(match text {
-            "hang" => Self::Hang,
-            "abort" => Self::Abort,
-            "segfault" => Self::Segfault,
-            "panic" => Self::Panic,
+        Ok(Self::Fatal(match text {
+            "unsaved" => return Ok(Self::Unsaved),
+            "hang" => Fatal::Hang,
+            "abort" => Fatal::Abort,
+            "segfault" => Fatal::Segfault,
+            "panic" => Fatal::Panic,
             text => {
                 let code = text.strip_prefix("exit:").ok_or_else(unknown)?;
-                Self::Exit(code.parse().map_err(|_| unknown())?)
+                Fatal::Exit(code.parse().map_err(|_| unknown())?)
             }
-        })
+        }))
     }
 }
 
 impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fatal(fatal) => fatal.fmt(f),
+            Self::Unsaved => f.write_str("unsaved"),
+        }
+    }
+}
+
+impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hang => f.write_str("hang"),
@@ -62,7 +81,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl Failure {
+impl Fatal {
     /// Does it.
     pub(crate) fn happen(self) -> ! {
         eprintln!("test hook: {self}");
@@ -91,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_failure_has_a_name_and_others_are_refused() {
-        for text in ["hang", "abort", "segfault", "panic", "exit:3"] {
+        for text in ["hang", "abort", "segfault", "panic", "exit:3", "unsaved"] {
             assert_eq!(text.parse::<Failure>().unwrap().to_string(), text);
         }
         for text in ["", "die", "exit:", "exit:x"] {

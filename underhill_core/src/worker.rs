@@ -123,6 +123,8 @@ struct Worker {
     guest: Guest,
     /// Set by an inspection: what is to go wrong.
     failure: Cell<Option<Failure>>,
+    /// A test hook has it that the guest cannot be saved.
+    unsaved: bool,
 }
 
 impl Worker {
@@ -161,6 +163,7 @@ impl Worker {
             filter,
             guest: Guest::None,
             failure: Cell::new(None),
+            unsaved: false,
         };
         Ok((worker, requests))
     }
@@ -196,10 +199,12 @@ impl Worker {
                     }
                 }
             }
-            if let Some(failure) = self.failure.take() {
+            match self.failure.take() {
+                Some(Failure::Unsaved) => self.unsaved = true,
                 // The answer to the request that asked for it has left: with nothing queued
                 // before it, mesh sends it in `complete`.
-                failure.happen();
+                Some(Failure::Fatal(failure)) => failure.happen(),
+                None => {}
             }
         }
         tracing::warn!(target: PERSONA, "the paravisor process has gone, the VM worker ends");
@@ -216,16 +221,26 @@ impl Worker {
             }
             Request::Save(rpc) => {
                 let guest = self.guest.save().await;
-                rpc.complete(self.state(guest));
+                rpc.complete(guest.map(|guest| self.state(guest)));
                 self.guest.go_on();
             }
             Request::Stop(rpc) => {
-                let guest = self.guest.hand_over().await;
-                let state = self.state(guest);
-                std::mem::replace(&mut self.guest, Guest::None).end().await;
-                rpc.complete(state);
+                self.end_guest().await;
+                rpc.complete(());
                 return Next::End;
             }
+            Request::HandOver(rpc) => match self.hand_over().await {
+                Ok(guest) => {
+                    let state = self.state(guest);
+                    self.end_guest().await;
+                    rpc.complete(Ok(state));
+                    return Next::End;
+                }
+                Err(reason) => {
+                    tracing::error!(target: PERSONA, "no other worker takes over: {reason}");
+                    rpc.complete(Err(reason));
+                }
+            },
             Request::Pause(rpc) => rpc.complete(self.guest.pause().await),
             Request::Resume(rpc) => rpc.complete(self.guest.resume()),
             Request::SetLogFilter(text) => match (text.parse(), &self.filter) {
@@ -237,6 +252,17 @@ impl Worker {
             },
         }
         Next::Continue
+    }
+
+    async fn hand_over(&mut self) -> Result<Option<SavedVm>, String> {
+        if self.unsaved {
+            return Err(format!("test hook: {}", Failure::Unsaved));
+        }
+        self.guest.hand_over().await
+    }
+
+    async fn end_guest(&mut self) {
+        std::mem::replace(&mut self.guest, Guest::None).end().await;
     }
 
     fn state(&self, guest: Option<SavedVm>) -> Bytes {
@@ -355,6 +381,7 @@ fn memory() -> Vec<(&'static str, u64)> {
 mod tests {
     use super::*;
     use crate::protocol::OnGuestCrash;
+    use crate::test_hooks::Fatal;
     use inspect::Query;
 
     fn parameters(saved_state: Option<Vec<u8>>, test_hooks: bool) -> Parameters {
@@ -418,9 +445,35 @@ mod tests {
 
         let hooked = worker(None, true);
         assert!(query.evaluate(&hooked).now().into_updated().is_ok());
-        assert_eq!(hooked.failure.get(), Some(Failure::Hang));
+        assert_eq!(hooked.failure.get(), Some(Failure::Fatal(Fatal::Hang)));
         let wrong = Query::new("fail").with_update("explode");
         assert!(wrong.evaluate(&hooked).now().into_updated().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_cannot_hand_over_says_so_and_goes_on() {
+        let mut worker = worker(None, true);
+        let (sender, mut requests) = mesh::channel();
+        for unsaved in [true, false] {
+            worker.unsaved = unsaved;
+            let ask = sender.call(Request::HandOver, ());
+            let answer = async {
+                let request = requests.recv().await.unwrap();
+                worker.answer(request).await
+            };
+            let (state, next) = tokio::join!(ask, answer);
+            match unsaved {
+                true => {
+                    let reason = state.unwrap().unwrap_err();
+                    assert!(reason.contains("test hook"), "{reason}");
+                    assert_eq!(next, Next::Continue);
+                }
+                false => {
+                    let state = SavedState::decode(&state.unwrap().unwrap()).unwrap();
+                    assert_eq!((state.handovers, next), (1, Next::End));
+                }
+            }
+        }
     }
 
     #[test]

@@ -202,21 +202,52 @@ fn a_worker_that_answers_lives() {
 }
 
 #[test]
-fn a_worker_that_stops_leaves_its_state() {
+fn a_worker_that_is_replaced_leaves_its_state() {
     run(async {
         let ends = tempfile::tempdir().unwrap();
         let mut worker = watched(&until(ends.path(), 0), patience(LONG, None));
         worker.ready().await;
-        let stop = Command::Stop { deadline: LONG };
-        worker.commands.send(stop).await.unwrap();
+        let hand_over = Command::HandOver { deadline: LONG };
+        worker.commands.send(hand_over).await.unwrap();
         match worker.requests.recv().await.unwrap() {
-            Request::Stop(rpc) => rpc.complete(Bytes(vec![1, 2, 3])),
+            Request::HandOver(rpc) => rpc.complete(Ok(Bytes(vec![1, 2, 3]))),
             other => panic!("{other:?}"),
         }
         std::fs::write(ends.path().join("now"), "").unwrap();
         let end = worker.end().await;
         assert_eq!(end.describe(), "exit code 0");
-        assert_eq!(end.state, Some(Bytes(vec![1, 2, 3])));
+        assert_eq!((end.orderly, end.state), (true, Some(Bytes(vec![1, 2, 3]))));
+    });
+}
+
+#[test]
+fn a_worker_that_cannot_be_replaced_stays_and_is_watched() {
+    run(async {
+        let watchdog = Some((Duration::from_millis(1), LONG));
+        let mut worker = watched("exec sleep 600", patience(LONG, watchdog));
+        worker.ready().await;
+        let hand_over = Command::HandOver { deadline: LONG };
+        worker.commands.send(hand_over).await.unwrap();
+        loop {
+            match worker.requests.recv().await.unwrap() {
+                Request::Ping(rpc) => rpc.complete(()),
+                Request::HandOver(rpc) => break rpc.complete(Err("no".repeat(REASON_MAX))),
+                other => panic!("{other:?}"),
+            }
+        }
+        match worker.reports.recv().await {
+            Some(Report::Stays { reason }) => assert_eq!(reason, "no".repeat(REASON_MAX / 2)),
+            other => panic!("{other:?}, expected a refusal"),
+        }
+        for _ in 0..3 {
+            match worker.requests.recv().await.unwrap() {
+                Request::Ping(rpc) => rpc.complete(()),
+                other => panic!("{other:?}"),
+            }
+        }
+        let stop = Command::Stop { deadline: SHORT };
+        worker.commands.send(stop).await.unwrap();
+        assert!(!worker.end().await.orderly);
     });
 }
 
@@ -232,9 +263,10 @@ fn a_worker_that_gets_ready_after_it_was_asked_to_stop_still_stops() {
         };
         worker.ready().await;
         assert_eq!(rpc.context().reason(), None, "it is still waited for");
-        rpc.complete(Bytes(vec![1]));
+        rpc.complete(());
         std::fs::write(ends.path().join("now"), "").unwrap();
-        assert_eq!(worker.end().await.state, Some(Bytes(vec![1])));
+        let end = worker.end().await;
+        assert_eq!((end.orderly, end.state), (true, None));
     });
 }
 
@@ -248,7 +280,7 @@ fn a_worker_that_does_not_stop_is_killed_at_the_deadline() {
         let end = worker.end().await;
         assert_eq!(end.cause, "signal 9 (SIGKILL)");
         assert!(end.reason.unwrap().starts_with("did not stop within 20 ms"));
-        assert_eq!(end.state, None);
+        assert_eq!((end.orderly, end.state), (false, None));
     });
 }
 
@@ -257,10 +289,10 @@ fn a_worker_that_gives_its_state_but_does_not_end_is_killed() {
     run(async {
         let mut worker = watched("exec sleep 600", patience(LONG, None));
         worker.ready().await;
-        let stop = Command::Stop { deadline: ANSWERED };
-        worker.commands.send(stop).await.unwrap();
+        let hand_over = Command::HandOver { deadline: ANSWERED };
+        worker.commands.send(hand_over).await.unwrap();
         match worker.requests.recv().await.unwrap() {
-            Request::Stop(rpc) => rpc.complete(Bytes(vec![1])),
+            Request::HandOver(rpc) => rpc.complete(Ok(Bytes(vec![1]))),
             other => panic!("{other:?}"),
         }
         let end = worker.end().await;

@@ -2,6 +2,7 @@
 //! are, devices and serial ports are saved and restored.
 
 use super::GuestState;
+use super::Happening;
 use super::SavedVm;
 use super::Vm;
 use super::VmError;
@@ -65,13 +66,18 @@ impl Vm {
         Ok(saved)
     }
 
-    /// Goes on after a [`Vm::save`] that nothing came of.
-    pub(crate) fn go_on(&mut self) -> Result<(), VmError> {
+    /// Goes on after a [`Vm::save`] that nothing came of, or that has failed.
+    pub(crate) fn go_on(&mut self) {
         if self.state == GuestState::Running {
-            self.machine.chipset.resume()?;
-            self.run();
+            match self.machine.chipset.resume() {
+                Ok(()) => self.run(),
+                Err(error) => {
+                    // Heard as if a VP had said it, so that others learn of it, too.
+                    let reason = Happening::Stopped(kernel_log::chain(&error));
+                    self.machine.herald.tell(reason);
+                }
+            }
         }
-        Ok(())
     }
 }
 

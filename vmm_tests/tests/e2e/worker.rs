@@ -250,6 +250,21 @@ fn a_restart_hands_the_state_over() {
 }
 
 #[test]
+fn a_worker_that_cannot_hand_over_stays_and_the_client_is_told() {
+    let mut vm = hooked(r#"{"version":1}"#);
+    let client = client(&mut vm);
+    let before = number(&client, "vm/pid");
+    client.update("vm/fail", "unsaved").unwrap();
+    let error = client.restart().unwrap_err().to_string();
+    assert!(error.contains("test hook: unsaved"), "{error}");
+    assert_eq!(number(&client, "vm/pid"), before);
+    assert_eq!(text(&client, "control_state"), "started");
+    assert_eq!(number(&client, "control/crashes"), 0);
+    client.power_off().unwrap();
+    vm.expect_exit(ExitReason::PowerOff);
+}
+
+#[test]
 fn a_worker_that_is_held_back_is_started_by_a_client() {
     let mut vm = Scenario::release()
         .bootargs("OPENHCL_WAIT_FOR_START=1")

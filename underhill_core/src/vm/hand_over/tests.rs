@@ -10,6 +10,7 @@ use crate::vm::tests::PM1_CONTROL;
 use crate::vm::tests::POWER_OFF;
 use crate::vm::tests::Rig;
 use crate::vm::tests::run;
+use tokio::net::UnixStream;
 
 #[test]
 fn a_guest_is_handed_over_with_its_devices() {
@@ -25,7 +26,7 @@ fn a_guest_is_handed_over_with_its_devices() {
 
         // A save that nothing comes of changes nothing.
         first.vm.save().await.unwrap();
-        first.vm.go_on().unwrap();
+        first.vm.go_on();
         let saved = first.vm.save().await.unwrap();
         let bytes = prost::Message::encode_to_vec(&saved);
         first.vm.end().await;
@@ -70,11 +71,50 @@ fn what_a_guest_has_asked_for_is_not_forgotten_when_it_is_handed_over() {
             tokio::task::yield_now().await;
         }
         first.vm.save().await.unwrap();
-        first.vm.go_on().unwrap();
+        first.vm.go_on();
         let saved = first.vm.hand_over().await.unwrap();
 
         let mut second = Rig::new(1, OnGuestCrash::Halt).await;
         second.vm.restore(saved).await.unwrap();
         assert_eq!(second.next().await, [GuestEvent::PoweredOff]);
+    });
+}
+
+#[test]
+fn a_guest_that_cannot_be_saved_goes_on_with_its_clients() {
+    run(async {
+        let mut rig = Rig::new(1, OnGuestCrash::Halt).await;
+        rig.partition.play(0, || Some(input(COM1_SCRATCH)));
+        rig.boot().await;
+        // Nobody else may do that, so the VM does not expect it.
+        rig.vm.machine.chipset.pause().unwrap();
+        let error = rig.vm.hand_over().await.unwrap_err();
+        assert!(error.to_string().contains("cannot pause"), "{error}");
+
+        rig.vm.go_on();
+        let before = rig.partition.vp(0).done.len();
+        rig.until(0, |done| done.len() > before).await;
+        let client = UnixStream::connect(rig.directory.path().join("com1")).await;
+        client.unwrap();
+        while rig.get("serial/com1/clients") == Some(0) {
+            tokio::task::yield_now().await;
+        }
+        rig.vm.hand_over().await.unwrap();
+    });
+}
+
+#[test]
+fn a_guest_that_cannot_go_on_either_is_reported() {
+    run(async {
+        let mut rig = Rig::new(1, OnGuestCrash::Halt).await;
+        rig.boot().await;
+        rig.vm.save().await.unwrap();
+        rig.vm.machine.chipset.resume().unwrap();
+        rig.vm.go_on();
+        let told = rig.next().await;
+        let [GuestEvent::Stopped { report }] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert!(report.contains("cannot resume"), "{report}");
     });
 }
