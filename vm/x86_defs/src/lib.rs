@@ -96,6 +96,8 @@ pub const RFLAGS_IF: u64 = 1 << 9;
 /// RFLAGS: all defined bits up to ID, except VM, which long mode does not have.
 pub const RFLAGS_DEFINED: u64 = 0x003d_7fd7;
 
+/// DR6.BS: a single step.
+pub const DR6_BS: u64 = 1 << 14;
 /// DR6 after reset.
 pub const DR6_AT_RESET: u64 = 0xffff_0ff0;
 /// DR7 after reset.

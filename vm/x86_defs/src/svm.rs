@@ -53,6 +53,20 @@ pub struct Intercepts3 {
     pub shutdown: bool,
 }
 
+/// Intercepts of exceptions (offset 0x008): a bit for each vector.
+#[bitfield(u32)]
+pub struct ExceptionIntercepts {
+    _divide: bool,
+    /// #DB.
+    pub debug: bool,
+    #[bits(15)]
+    _others: u16,
+    /// #AC.
+    pub alignment_check: bool,
+    #[bits(14)]
+    _rest: u16,
+}
+
 /// Intercepts of control word 4 (offset 0x010).
 #[bitfield(u32)]
 pub struct Intercepts4 {
@@ -70,8 +84,10 @@ pub struct Intercepts4 {
     pub clgi: bool,
     /// SKINIT.
     pub skinit: bool,
-    #[bits(3)]
-    _others: u8,
+    _rdtscp: bool,
+    /// INT1, also called ICEBP.
+    pub icebp: bool,
+    _wbinvd: bool,
     /// MONITOR.
     pub monitor: bool,
     /// MWAIT.
@@ -91,6 +107,10 @@ pub struct Intercepts4 {
 pub enum ExitCode {
     /// Write of CR8.
     CR8_WRITE = 0x18,
+    /// Exception #DB.
+    EXCEPTION_DB = 0x41,
+    /// Exception #AC.
+    EXCEPTION_AC = 0x51,
     /// Physical interrupt.
     INTR = 0x60,
     /// NMI.
@@ -131,6 +151,8 @@ pub enum ExitCode {
     CLGI = 0x85,
     /// SKINIT.
     SKINIT = 0x86,
+    /// INT1, not yet executed.
+    ICEBP = 0x88,
     /// MONITOR.
     MONITOR = 0x8a,
     /// MWAIT.

@@ -186,9 +186,9 @@ impl Partition {
     }
 
     /// See [`flags`].
-    pub(super) fn repair_flags(&self, vp: &mut Vp, processor: &impl Processor) {
+    pub(super) fn repair_flags(&self, vp: &mut Vp, processor: &impl Processor) -> bool {
         let memory = self.memory(vp.vtl, processor);
-        flags::repair(&memory, &mut vp.vmcb_mut().save);
+        flags::repair(&memory, &mut vp.vmcb_mut().save)
     }
 
     /// Emulates an instruction if it is the one that the VP stands at, and goes on behind

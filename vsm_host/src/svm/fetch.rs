@@ -30,6 +30,8 @@ pub enum Instruction {
     Xsetbv,
     /// INVD.
     Invd,
+    /// INT1.
+    Icebp,
 }
 
 impl Instruction {
@@ -42,6 +44,7 @@ impl Instruction {
             Self::Hlt => &[0xf4],
             Self::Xsetbv => &[0x0f, 0x01, 0xd1],
             Self::Invd => &[0x0f, 0x08],
+            Self::Icebp => &[0xf1],
         }
     }
 }

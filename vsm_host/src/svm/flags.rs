@@ -32,16 +32,18 @@ const ORDINARY: u64 = RFLAGS_CF
     | RFLAGS_IF
     | RFLAGS_OF;
 
-/// Repairs the flags of a VTL that has left.
-pub fn repair<R: RamAccess + ?Sized>(memory: &GuestMemory<'_, R>, save: &mut Save) {
+/// Repairs the flags of a VTL that has left. True: they needed it.
+pub fn repair<R: RamAccess + ?Sized>(memory: &GuestMemory<'_, R>, save: &mut Save) -> bool {
     if save.rflags & !ORDINARY == 0 {
-        return;
+        return false;
     }
     let long = save.efer & EFER_LMA != 0;
     let possible = RFLAGS_DEFINED | if long { 0 } else { RFLAGS_VM };
-    if save.rflags & !possible != 0 || is_behind_cmpxchg16b(memory, save) {
+    let wrong = save.rflags & !possible != 0 || is_behind_cmpxchg16b(memory, save);
+    if wrong {
         save.rflags = save.rflags & (RFLAGS_IF | RFLAGS_ZF) | RFLAGS_ALWAYS_ONE;
     }
+    wrong
 }
 
 fn is_behind_cmpxchg16b<R: RamAccess + ?Sized>(memory: &GuestMemory<'_, R>, save: &Save) -> bool {

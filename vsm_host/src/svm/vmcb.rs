@@ -1,7 +1,7 @@
 //! What the host does with control blocks.
 
 use x86_defs::EFER_LMA;
-use x86_defs::svm::{EventInjection, Intercepts3, Intercepts4, Save, Vmcb};
+use x86_defs::svm::{EventInjection, ExceptionIntercepts, Intercepts3, Intercepts4, Save, Vmcb};
 use zerocopy::FromZeros;
 
 /// Value of `tlb_control` that forgets all translations.
@@ -20,6 +20,10 @@ pub enum Exception {
     InvalidOpcode,
     /// #GP(0).
     GeneralProtection,
+    /// #DB, with DR6 as it stands.
+    Debug,
+    /// #AC(0).
+    AlignmentCheck,
 }
 
 /// A block with the intercepts and maps that every VTL of this host has, and no state
@@ -62,14 +66,23 @@ pub fn new(nested_cr3: u64, iopm: u64, msrpm: u64, asid: u32) -> Vmcb {
 /// for another VTL, and the guest's own are virtual.
 pub fn intercept_guest(vmcb: &mut Vmcb) {
     let control = &mut vmcb.control;
+    // Their delivery can raise them again, for ever and out of reach of any interrupt
+    // (CVE-2015-5307, CVE-2015-8104): the processor has to come by here each time.
+    control.intercept_exceptions = ExceptionIntercepts::new()
+        .with_debug(true)
+        .with_alignment_check(true)
+        .into_bits();
     control.intercepts3 = Intercepts3::from_bits(control.intercepts3)
         .with_intr(true)
         .with_hlt(true)
         // It would throw away what others have written.
         .with_invd(true)
         .into_bits();
-    // CPUID does not show them.
     control.intercepts4 = Intercepts4::from_bits(control.intercepts4)
+        // Its #DB would have RIP in front of the instruction, where that of all others of its
+        // kind is behind.
+        .with_icebp(true)
+        // CPUID does not show them.
         .with_monitor(true)
         .with_mwait(true)
         .with_mwait_armed(true)
@@ -83,6 +96,8 @@ pub fn inject(vmcb: &mut Vmcb, exception: Exception) {
     vmcb.control.event_injection = match exception {
         Exception::InvalidOpcode => event.with_vector(6),
         Exception::GeneralProtection => event.with_vector(13).with_has_error_code(true),
+        Exception::Debug => event.with_vector(1),
+        Exception::AlignmentCheck => event.with_vector(17).with_has_error_code(true),
     };
 }
 

@@ -18,8 +18,8 @@ use hv_defs::intercept::{
 use hv_defs::registers::HvRegisterName;
 use hv_defs::synic::HvMessageType;
 use vsm_host_defs::ExitReason;
-use x86_defs::CR4_OSXSAVE;
 use x86_defs::svm::{ExitCode, IoInfo};
+use x86_defs::{CR4_OSXSAVE, DR6_BS, RFLAGS_TF};
 use zerocopy::IntoBytes;
 
 const LOW_32: u64 = 0xffff_ffff;
@@ -41,7 +41,7 @@ impl Partition {
         processor: &impl Processor,
     ) -> Next {
         lapic::after_exit(self, vp, processor);
-        self.repair_flags(vp, processor);
+        let flags_were_wrong = self.repair_flags(vp, processor);
         let control = &vp.vmcb().control;
         let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
         match code {
@@ -63,6 +63,22 @@ impl Partition {
             }
             // An NMI may come after it, which `svm::nmi` has noted.
             ExitCode::IRET => Next::Resume,
+            ExitCode::EXCEPTION_DB => {
+                let save = &mut vp.vmcb_mut().save;
+                if flags_were_wrong && save.dr6 & DR6_BS != 0 {
+                    // The repair has cleared it, and the step shows that it was set.
+                    save.rflags |= RFLAGS_TF;
+                }
+                raise_again(vp, Exception::Debug)
+            }
+            ExitCode::EXCEPTION_AC => raise_again(vp, Exception::AlignmentCheck),
+            ExitCode::ICEBP => {
+                if let Some(next_rip) = self.behind(vp, processor, Instruction::Icebp) {
+                    vmcb::advance(vp.vmcb_mut(), next_rip);
+                    vmcb::inject(vp.vmcb_mut(), Exception::Debug);
+                }
+                Next::Resume
+            }
             ExitCode::HLT => self.halt(vp, processor),
             ExitCode::INVD => {
                 // Caches are shared, and never differ from memory for the guest.
@@ -397,4 +413,15 @@ impl Partition {
         exits::log_registers(vp, processor);
         Next::End(ExitReason::GuestCrash)
     }
+}
+
+/// Lets the guest have an exception that the host has intercepted only to come by. RIP, DR6
+/// and DR7 are what the handler is to find. An event during whose delivery it was raised gives
+/// way, as at the processor, which serves these two instead of it.
+fn raise_again(vp: &mut Vp, exception: Exception) -> Next {
+    let vmcb = vp.vmcb_mut();
+    vmcb::inject(vmcb, exception);
+    // The delivery ends it.
+    vmcb.control.interrupt_shadow = 0;
+    Next::Resume
 }

@@ -357,6 +357,36 @@ fn caches_are_not_thrown_away() {
 }
 
 #[test]
+fn exceptions_that_could_repeat_for_ever_come_by_and_go_on() {
+    let mut machine = Machine::in_guest();
+    let [guest, paravisor] = [Vtl::GUEST, Vtl::PARAVISOR].map(|vtl| {
+        let vmcb = &machine.vp.vtls[vtl.index()].vmcb;
+        vmcb.control.intercept_exceptions
+    });
+    assert_eq!((guest, paravisor), (1 << 1 | 1 << 17, 0));
+    for (code, event) in [
+        (ExitCode::EXCEPTION_DB, 0x8000_0301),
+        (ExitCode::EXCEPTION_AC, 0x8000_0b11),
+    ] {
+        // An interrupt is being delivered, or the exception itself.
+        for interrupted in [0, 0x8000_0041, event] {
+            let vmcb = machine.vp.vmcb_mut();
+            (vmcb.save.rip, vmcb.save.dr6) = (0x1234, 0xffff_4ff1);
+            (vmcb.save.rflags, vmcb.save.dr7) = (0x1_0102, 0x403);
+            vmcb.control.interrupt_shadow = 1;
+            vmcb.control.exit_interrupt_info = interrupted;
+            assert_eq!(machine.exit(code, 0, 0), Next::Resume);
+            let vmcb = machine.vp.vmcb();
+            assert_eq!(machine.vp.vtl, Vtl::GUEST);
+            assert_eq!(vmcb.control.event_injection.into_bits(), event);
+            assert_eq!(vmcb.control.interrupt_shadow, 0);
+            assert_eq!((vmcb.save.rip, vmcb.save.dr6), (0x1234, 0xffff_4ff1));
+            assert_eq!((vmcb.save.rflags, vmcb.save.dr7), (0x1_0102, 0x403));
+        }
+    }
+}
+
+#[test]
 fn a_triple_fault_is_told_to_whoever_wants_to_know() {
     let mut machine = Machine::in_guest();
     assert_eq!(
@@ -400,7 +430,7 @@ proptest! {
         code in prop_oneof![
             any::<u64>(),
             prop::sample::select(vec![
-                0x60, 0x61, 0x72, 0x78, 0x7b, 0x7c, 0x7f, 0x80, 0x81, 0x8d, 0x400,
+                0x41, 0x51, 0x60, 0x61, 0x72, 0x78, 0x7b, 0x7c, 0x7f, 0x80, 0x81, 0x88, 0x8d, 0x400,
             ]),
         ],
         info1: u64, info2: u64, rip: u64, cr0: u64, cr3: u64, cr4: u64, efer: u64, rax: u64,
@@ -413,7 +443,7 @@ proptest! {
         let next = machine.exit(ExitCode(code), info1, info2);
         let known = matches!(
             code,
-            0x60 | 0x61 | 0x72 | 0x78 | 0x7a..=0x7c | 0x7f..=0x86 | 0x8d | 0x400 | u64::MAX
+            0x41 | 0x51 | 0x60 | 0x61 | 0x72 | 0x78 | 0x7a..=0x7c | 0x7f..=0x86 | 0x88 | 0x8d | 0x400 | u64::MAX
         );
         prop_assert_eq!(
             next == Next::Resume,

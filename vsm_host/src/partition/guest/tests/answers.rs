@@ -247,6 +247,32 @@ fn xcr0_is_the_guests() {
 }
 
 #[test]
+fn int1_is_a_debug_exception_behind_it() {
+    let mut machine = Machine::in_code();
+    machine.executes(&[0xf1], ExitCode::ICEBP, 0);
+    assert_eq!(machine.fault(), Some(1));
+    assert_eq!(machine.vp.vmcb().save.rip, GUEST_CODE + 1);
+    // Other bytes are none.
+    machine.executes(&[0x90], ExitCode::ICEBP, 0);
+    assert_eq!(machine.fault(), Some(UD));
+}
+
+#[test]
+fn a_repair_of_flags_does_not_end_a_single_step() {
+    // lock cmpxchg16b [rdi] has been stepped over, or a breakpoint is behind it.
+    for (dr6, flags) in [(0xffff_4ff0, 0x142), (0xffff_0ff1, 0x42)] {
+        let mut machine = Machine::in_code();
+        let code = [0xf0, 0x48, 0x0f, 0xc7, 0x0f];
+        machine.processor.write_ram(GUEST_CODE - 5, &code);
+        let save = &mut machine.vp.vmcb_mut().save;
+        (save.rflags, save.dr6) = (0x2_4142, dr6);
+        machine.executes(&[0x90], ExitCode::EXCEPTION_DB, 0);
+        assert_eq!(machine.fault(), Some(1));
+        assert_eq!(machine.vp.vmcb().save.rflags, flags);
+    }
+}
+
+#[test]
 fn vtl2_hears_when_a_source_can_take_a_message() {
     let mut machine = Machine::in_code();
     machine.wrmsr(HV_X64_MSR_SCONTROL, 1);
