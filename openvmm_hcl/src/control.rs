@@ -4,8 +4,8 @@
 //! watches the worker, and signals of PID 1. Nothing in it waits for a worker, so it
 //! answers whatever state the worker is in.
 
+use crate::events::GuestLog;
 use crate::events::event;
-use crate::events::guest_report;
 use crate::instance::Command;
 use crate::instance::EVENT_MAX;
 use crate::instance::End;
@@ -24,10 +24,6 @@ use crate::requests::StartOptions;
 use crate::state::Paravisor;
 use crate::state::Phase;
 use crate::state::RunningWorker;
-use boot_events::GUEST_CRASHED_PREFIX;
-use boot_events::GUEST_POWERED_OFF;
-use boot_events::GUEST_RESET_PREFIX;
-use boot_events::GUEST_STOPPED_PREFIX;
 use boot_events::WORKER_DIED_PREFIX;
 use boot_events::WORKER_READY_PREFIX;
 use kernel_log::Level;
@@ -48,6 +44,11 @@ use underhill_core::protocol::MemoryRange;
 use underhill_core::protocol::OnGuestCrash;
 use underhill_core::protocol::Settings;
 use underhill_core::protocol::Topology;
+
+/// Lines that a worker may write to standard error at once, and the time after which it may
+/// write one more.
+const WORKER_LINES: u32 = 100;
+const WORKER_LINE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why the control loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +91,7 @@ pub(crate) struct Controller {
     after: After,
     waiting: Vec<Waiting>,
     next_generation: u32,
+    guest_log: GuestLog,
     ending: Option<Ending>,
 }
 
@@ -113,6 +115,7 @@ impl Controller {
             after: After::Nothing,
             waiting: Vec::new(),
             next_generation: 0,
+            guest_log: GuestLog::default(),
             ending: None,
         }
     }
@@ -261,18 +264,7 @@ impl Controller {
 
     /// Something has become of the guest.
     fn guest(&mut self, guest: GuestEvent) {
-        match &guest {
-            GuestEvent::Reset { source, count } => {
-                event(
-                    Level::Info,
-                    GUEST_RESET_PREFIX,
-                    &format!("{source}, reset {count}"),
-                );
-            }
-            GuestEvent::PoweredOff => event(Level::Info, GUEST_POWERED_OFF, ""),
-            GuestEvent::Crashed { report, .. } => guest_report(GUEST_CRASHED_PREFIX, report),
-            GuestEvent::Stopped { report } => guest_report(GUEST_STOPPED_PREFIX, report),
-        }
+        self.guest_log.tell(&guest, Instant::now());
         let failure = match &guest {
             GuestEvent::Crashed { report, .. } | GuestEvent::Stopped { report } => {
                 let first = report.lines().next().unwrap_or_default();
@@ -532,7 +524,7 @@ impl Controller {
 
 /// Logs what a worker writes to standard error, as far as it is not a flood.
 fn limited_log() -> impl FnMut(&str) + Send {
-    let mut limit = LineLimit::default();
+    let mut limit = LineLimit::new(WORKER_LINES, WORKER_LINE_INTERVAL);
     move |line| {
         if let Line::Passes { dropped } = limit.line(Instant::now()) {
             if dropped > 0 {

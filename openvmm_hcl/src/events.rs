@@ -1,14 +1,94 @@
 //! Lines of the log that others wait for: see `boot_events`.
 
+use crate::line_limit::Line;
+use crate::line_limit::LineLimit;
+use boot_events::GUEST_CRASHED_PREFIX;
+use boot_events::GUEST_POWERED_OFF;
+use boot_events::GUEST_RESET_PREFIX;
+use boot_events::GUEST_STOPPED_PREFIX;
 use boot_events::PARAVISOR_PREFIX;
 use kernel_log::FACILITY_PARAVISOR;
 use kernel_log::KernelLog;
 use kernel_log::Level;
+use std::time::Duration;
+use std::time::Instant;
+use underhill_core::protocol::GuestEvent;
+use underhill_core::protocol::OnGuestCrash;
 
-/// Logs the first line of a report for others to wait for. The worker has logged it all.
-pub(crate) fn guest_report(prefix: &'static str, report: &str) {
-    let first = report.lines().next().unwrap_or_default();
-    event(Level::Error, prefix, first);
+/// Resets, and crashes, of a guest that are logged at once, and the time after which one more
+/// is. A guest that resets itself in a loop does that several times a second.
+const GUEST_LINES: u32 = 20;
+const GUEST_LINE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Tells what becomes of the guest, as far as it is not a flood. The count of what was left
+/// out stands in the line after that.
+#[derive(Debug)]
+pub(crate) struct GuestLog {
+    resets: LineLimit,
+    crashes: LineLimit,
+}
+
+impl Default for GuestLog {
+    fn default() -> Self {
+        let limit = || LineLimit::new(GUEST_LINES, GUEST_LINE_INTERVAL);
+        Self {
+            resets: limit(),
+            crashes: limit(),
+        }
+    }
+}
+
+impl GuestLog {
+    /// Logs that `event` has happened, at `now`.
+    pub(crate) fn tell(&mut self, event: &GuestEvent, now: Instant) {
+        let log = KernelLog::open(FACILITY_PARAVISOR, PARAVISOR_PREFIX);
+        self.tell_to(&log, event, now);
+    }
+
+    fn tell_to(&mut self, log: &KernelLog, event: &GuestEvent, now: Instant) {
+        let (limit, level, prefix, text) = match event {
+            GuestEvent::Reset { source, count } => {
+                let text = format!("{source}, reset {count}");
+                (
+                    Some(&mut self.resets),
+                    Level::Info,
+                    GUEST_RESET_PREFIX,
+                    text,
+                )
+            }
+            GuestEvent::Crashed { report, action } => {
+                // One that is not followed by another start is the last one.
+                let again = *action == OnGuestCrash::Reset;
+                let limit = again.then_some(&mut self.crashes);
+                (
+                    limit,
+                    Level::Error,
+                    GUEST_CRASHED_PREFIX,
+                    first_line(report),
+                )
+            }
+            GuestEvent::PoweredOff => (None, Level::Info, GUEST_POWERED_OFF, String::new()),
+            GuestEvent::Stopped { report } => {
+                let text = first_line(report);
+                (None, Level::Error, GUEST_STOPPED_PREFIX, text)
+            }
+        };
+        let verdict = limit.map_or(Line::Passes { dropped: 0 }, |limit| limit.line(now));
+        let Line::Passes { dropped } = verdict else {
+            return;
+        };
+        if dropped > 0 {
+            log.warning(&format!(
+                "{dropped} lines about the guest were left out here"
+            ));
+        }
+        log_event(log, level, prefix, &text);
+    }
+}
+
+/// The worker has logged all of the report.
+fn first_line(report: &str) -> String {
+    report.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Logs a line that others wait for, whatever the filter of the log is.
@@ -47,5 +127,45 @@ mod tests {
             Event::parse(&format!("[    1.0] {text}")).is_some()
         });
         assert_eq!(events.count(), 3, "{lines}");
+    }
+    #[test]
+    fn a_guest_that_resets_itself_without_end_does_not_fill_the_log() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let log = KernelLog::open_at(file.path(), FACILITY_PARAVISOR, PARAVISOR_PREFIX);
+        let mut guest = GuestLog::default();
+        let now = Instant::now();
+        let report = "VP 0: triple fault\nrip 0".to_owned();
+        for count in 1..=1000 {
+            let crashed = GuestEvent::Crashed {
+                report: report.clone(),
+                action: OnGuestCrash::Reset,
+            };
+            let source = "crash".to_owned();
+            guest.tell_to(&log, &crashed, now);
+            guest.tell_to(&log, &GuestEvent::Reset { source, count }, now);
+        }
+        let crashed = GuestEvent::Crashed {
+            report,
+            action: OnGuestCrash::Halt,
+        };
+        guest.tell_to(&log, &crashed, now);
+        guest.tell_to(&log, &GuestEvent::PoweredOff, now);
+        let source = "port 0xcf9".to_owned();
+        let later = now + GUEST_LINE_INTERVAL;
+        let again = GuestEvent::Reset { source, count: 1 };
+        guest.tell_to(&log, &again, later);
+
+        let lines = std::fs::read_to_string(file.path()).unwrap();
+        let lines: Vec<_> = lines.lines().collect();
+        let burst = 2 * GUEST_LINES as usize;
+        assert_eq!(
+            lines[burst..],
+            [
+                "<27>openvmm_hcl: guest crashed: VP 0: triple fault",
+                "<30>openvmm_hcl: guest powered off",
+                "<28>openvmm_hcl: 980 lines about the guest were left out here",
+                "<30>openvmm_hcl: guest reset: port 0xcf9, reset 1",
+            ]
+        );
     }
 }

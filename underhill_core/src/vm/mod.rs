@@ -449,8 +449,8 @@ impl Vm {
     fn tell(&mut self, what: &str, report: &str) {
         self.report = Some(report.to_owned());
         self.reports = self.reports.saturating_add(1);
-        tracing::error!("{what}, report {}", self.reports);
         if self.reports <= REPORTS_LOGGED || self.reports.is_power_of_two() {
+            tracing::error!("{what}, report {}", self.reports);
             for line in report.lines() {
                 tracing::error!("{line}");
             }
