@@ -4,8 +4,8 @@
 //! and is told when it ends. The name is historical, see the Guide's glossary.
 //!
 //! In order: mount `/dev` and say [`boot_events::INIT_STARTED`]; the other file systems;
-//! standard streams; kernel settings and limits; the host's entropy; kernel modules;
-//! `/bin/openvmm_hcl`. Then it waits. When the paravisor has ended, PID 1 reports how, ends
+//! standard streams; kernel settings and limits; the host's entropy; the time of day;
+//! kernel modules; `/bin/openvmm_hcl`. Then it waits. When the paravisor has ended, PID 1 reports how, ends
 //! all other processes, and either asks the hypervisor for power-off, if the paravisor
 //! ended with code 0, or ends itself with the paravisor's code: without PID 1 the kernel
 //! panics, and reports the end of the log, with the reason in it, to the host.
@@ -30,6 +30,7 @@ pub mod power;
 pub mod process;
 pub mod supervisor;
 pub mod system;
+pub mod wall_clock;
 
 use boot_events::INIT_POWERING_OFF;
 use boot_events::INIT_PREFIX;
@@ -135,6 +136,11 @@ fn set_up(options: &Options, log: &KernelLog) {
         Ok(Seeded::Nothing) => log.info("the host gave no entropy"),
         Ok(Seeded::Credited(size)) => log.info(&format!("{size} bytes of entropy credited")),
         Ok(Seeded::Stirred(size)) => log.info(&format!("{size} bytes of entropy stirred in")),
+        Err(error) => log.warning(&chain(&error)),
+    }
+    match wall_clock::set() {
+        Ok(Some(date)) => log.info(&format!("the time of day is {date} UTC")),
+        Ok(None) => log.info("this machine has no clock that tells the time of day"),
         Err(error) => log.warning(&chain(&error)),
     }
     // The kernel takes bytes that are not UTF-8 for what they are; no module of ours has

@@ -10,6 +10,7 @@ use qemu::Source;
 use sha2::Digest;
 use sha2::Sha256;
 use std::time::Duration;
+use std::time::SystemTime;
 use vmm_tests::Image;
 use vmm_tests::Scenario;
 use vmm_tests::TestVm;
@@ -92,13 +93,26 @@ fn sha256(bytes: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The kernel of this suite boots with so many VPs, sees them all, and powers off.
+/// Seconds since 1970.
+fn time_of_day() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed();
+    since.expect("it is later than 1970").as_secs()
+}
+
+/// The kernel of this suite boots with so many VPs, sees them all, knows what time it is,
+/// and powers off.
 #[track_caller]
 fn boots(suite: &str, vps: u32) {
-    let mut guest = Guest::start(suite, vps, "echo guest: has $(nproc) processors");
+    let script = "echo guest: has $(nproc) processors; echo guest: time $(date +%s)";
+    let before = time_of_day();
+    let mut guest = Guest::start(suite, vps, script);
     guest.expect(GUEST_STARTED);
     let processors = guest.value("guest: has ");
     assert_eq!(processors, format!("{vps} processors"));
+    let time: u64 = guest.value("guest: time ").parse().expect("a number");
+    // Two clocks tell whole seconds on the way.
+    let possible = before - 2..=time_of_day() + 2;
+    assert!(possible.contains(&time), "{time}, expected {possible:?}");
     guest.expect_power_off();
 }
 
