@@ -171,6 +171,20 @@ impl Stream {
             .await
     }
 
+    /// Reads what is there; `None`: there is nothing now. `Some(0)`: the end.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match nix::unistd::read(&self.fd, buffer) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                result => return Ok(Some(result?)),
+            }
+        }
+    }
+
     /// Writes a part of `bytes` and says how many, as soon as there is room. If the future
     /// is dropped, nothing was written.
     pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {

@@ -28,6 +28,8 @@ impl Vm {
                 self.state = state;
             }
         }
+        // Not before: what a client sends now comes behind what was saved.
+        self.serve_clients();
         if let Some(happening) = saved.happening.and_then(SavedHappening::happening) {
             self.machine.herald.tell(happening);
         }
@@ -37,7 +39,11 @@ impl Vm {
     /// What another worker needs in order to go on. The guest runs no more, if it did, and
     /// its serial ports have no clients any more.
     pub(crate) async fn hand_over(&mut self) -> Result<SavedVm, VmError> {
-        let saved = self.save().await?;
+        self.hold().await?;
+        for port in &self.serial {
+            port.fetch().await;
+        }
+        let saved = self.save_held()?;
         // At once, so that no client gets what the next worker has, too.
         for port in &self.serial {
             port.close();
@@ -48,8 +54,12 @@ impl Vm {
     /// What another worker would need in order to go on. The guest does not run until
     /// [`Vm::go_on`].
     pub(crate) async fn save(&mut self) -> Result<SavedVm, VmError> {
-        let state = self.state;
         self.hold().await?;
+        self.save_held()
+    }
+
+    fn save_held(&mut self) -> Result<SavedVm, VmError> {
+        let state = self.state;
         let chipset = match state {
             GuestState::New => None,
             _ => Some(self.machine.chipset.save()?),

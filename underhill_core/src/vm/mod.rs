@@ -192,6 +192,8 @@ pub(crate) struct Vm {
     /// Reports so far.
     reports: u64,
     threads: Vec<JoinHandle<()>>,
+    /// Of COM1 and COM2, until their clients are served.
+    listeners: [Option<Listener>; 2],
     /// The poller, and those who serve the serial ports' clients. They end with this.
     tasks: JoinSet<()>,
 }
@@ -233,15 +235,11 @@ impl Vm {
             report: None,
             reports: 0,
             threads: Vec::new(),
+            listeners: setup.listeners,
             tasks: JoinSet::new(),
         };
         vm.start_threads().await?;
         vm.tasks.spawn(poll(vm.machine.clone(), vm.poller.clone()));
-        for (index, listener) in setup.listeners.into_iter().enumerate() {
-            if let Some(listener) = listener {
-                vm.serve(index, listener);
-            }
-        }
         Ok(vm)
     }
 
@@ -264,6 +262,15 @@ impl Vm {
         Ok(())
     }
 
+    /// From now on the serial ports' clients are served. Others wait to be accepted.
+    fn serve_clients(&mut self) {
+        for (index, listener) in std::mem::take(&mut self.listeners).into_iter().enumerate() {
+            if let Some(listener) = listener {
+                self.serve(index, listener);
+            }
+        }
+    }
+
     fn serve(&mut self, index: usize, listener: Listener) {
         let port = self.serial[index].clone();
         let machine = self.machine.clone();
@@ -283,6 +290,7 @@ impl Vm {
 
     /// Starts the guest. Adds moments to `stamps`.
     pub(crate) async fn boot(&mut self, stamps: &mut Vec<Stamp>) -> Result<(), VmError> {
+        self.serve_clients();
         self.machine.gate.held().await;
         self.load().await?;
         stamps.push(Stamp::now("vtl0_loaded"));

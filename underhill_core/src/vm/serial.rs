@@ -11,6 +11,8 @@
 //!   are kept, which the next client gets first.
 //! * **Input**: at most [`INPUT_MAX`] bytes wait for the UART; then the client's socket is
 //!   not read, and the client waits. Nothing is lost. Input outlives its client.
+//! * When another worker takes over, the connection ends. What waits here, and what has
+//!   arrived at the socket ([`Port::fetch`]), goes along; what is still on its way is lost.
 
 use byte_stream::Listener;
 use byte_stream::MAX_WRITE;
@@ -41,6 +43,10 @@ const ATTACHED_MAX: usize = 16 << 10;
 /// Bytes of input that may wait for the UART.
 const INPUT_MAX: usize = 4 << 10;
 
+/// Bytes of input that are fetched besides, so that the next worker has them: what a socket
+/// holds.
+const FETCHED_MAX: usize = 256 << 10;
+
 /// How long the end of the connection is repeated before the machine ends.
 const FAREWELL: Duration = Duration::from_millis(100);
 
@@ -57,6 +63,10 @@ struct Shared {
     room: Notify,
     /// All output has been passed on after `ending` was set.
     drained: Notify,
+    /// Input is to be fetched, whatever room there is.
+    fetch: Notify,
+    /// It has been.
+    fetched: Notify,
     /// Nothing more is to be passed on.
     closed: Notify,
 }
@@ -68,6 +78,8 @@ struct State {
     attached: bool,
     /// The UART has more output than there was room for.
     held: bool,
+    /// Input is to be fetched, and has not been yet.
+    fetching: bool,
     /// The machine is about to end: no more clients, and the last one gets the rest.
     ending: bool,
     counters: Counters,
@@ -116,16 +128,31 @@ impl Port {
         }
     }
 
-    /// Has wait in it what waited in another one, as far as there is room.
+    /// Fetches all that the client has sent and that has arrived: with the connection it
+    /// would be lost.
+    pub(crate) async fn fetch(&self) {
+        self.0.lock().fetching = true;
+        self.0.fetch.notify_one();
+        loop {
+            {
+                let mut state = self.0.lock();
+                state.fetching &= state.attached;
+                if !state.fetching {
+                    return;
+                }
+            }
+            self.0.fetched.notified().await;
+        }
+    }
+
+    /// Has wait in it what waited in another one, as far as there is room. No client may be
+    /// served yet: what it sends comes later.
     pub(crate) fn restore(&self, saved: &SavedPort) {
         let mut state = self.0.lock();
-        let input = saved.input.len().min(INPUT_MAX);
+        let input = saved.input.len().min(INPUT_MAX + FETCHED_MAX);
         state.input = saved.input[..input].to_vec().into();
         let output = saved.output.len().saturating_sub(RING);
         state.output = saved.output[output..].to_vec().into();
-        drop(state);
-        // A client may be here already.
-        self.0.output.notify_one();
     }
 
     /// Ends the connection, and drops what waits: somebody else has it.
@@ -205,11 +232,30 @@ impl Shared {
         if state.ending {
             self.drained.notify_waiters();
         }
+        self.fetched.notify_one();
         std::mem::take(&mut state.held)
     }
 
     fn input_room(&self) -> usize {
-        INPUT_MAX - self.lock().input.len()
+        // More may have been fetched.
+        INPUT_MAX.saturating_sub(self.lock().input.len())
+    }
+
+    /// Does what [`Port::fetch`] asks for.
+    fn fetch_from(&self, client: &Stream) -> io::Result<()> {
+        let mut buffer = vec![0; INPUT_MAX];
+        loop {
+            let room = (INPUT_MAX + FETCHED_MAX).saturating_sub(self.lock().input.len());
+            let part = room.min(buffer.len());
+            if part == 0 {
+                return Ok(());
+            }
+            match client.read_now(&mut buffer[..part])? {
+                // The end is for `receive` to see.
+                None | Some(0) => return Ok(()),
+                Some(count) => self.push_input(&buffer[..count]),
+            }
+        }
     }
 
     fn push_input(&self, bytes: &[u8]) {
@@ -260,13 +306,14 @@ impl SerialBackend for Backend {
 
     fn read(&mut self, buffer: &mut [u8]) -> usize {
         let mut state = self.0.lock();
-        let was_full = state.input.len() == INPUT_MAX;
+        let was_full = state.input.len() >= INPUT_MAX;
         let count = buffer.len().min(state.input.len());
         for (byte, taken) in buffer.iter_mut().zip(state.input.drain(..count)) {
             *byte = taken;
         }
+        let left = state.input.len();
         drop(state);
-        if was_full && count > 0 {
+        if was_full && left < INPUT_MAX {
             self.0.room.notify_one();
         }
         count
@@ -309,6 +356,7 @@ async fn attend(shared: &Shared, client: &Stream, poll: &impl Fn()) {
         () = shared.closed.notified() => Ok(()),
         result = send(shared, client, poll) => result,
         result = receive(shared, client, poll) => result.map(|never| match never {}),
+        result = fetch(shared, client) => result.map(|never| match never {}),
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a client of a serial port has gone");
@@ -351,6 +399,17 @@ async fn receive(shared: &Shared, client: &Stream, poll: &impl Fn()) -> io::Resu
                 poll();
             }
         }
+    }
+}
+
+/// Fetches input whenever that is asked for.
+async fn fetch(shared: &Shared, client: &Stream) -> io::Result<Infallible> {
+    loop {
+        shared.fetch.notified().await;
+        let result = shared.fetch_from(client);
+        shared.lock().fetching = false;
+        shared.fetched.notify_one();
+        result?;
     }
 }
 

@@ -18,7 +18,7 @@ use virt::MemoryExit;
 use virt::MsrExit;
 
 /// Data and scratch registers of COM1.
-const COM1_DATA: u16 = 0x3f8;
+pub(super) const COM1_DATA: u16 = 0x3f8;
 pub(super) const COM1_SCRATCH: u16 = 0x3ff;
 /// PM1 control, with S5 and SLP_EN.
 pub(super) const PM1_CONTROL: u16 = 0x604;
@@ -35,6 +35,13 @@ pub(super) struct Rig {
 impl Rig {
     /// A guest that is about to start.
     pub(super) async fn new(vps: usize, on_crash: OnGuestCrash) -> Self {
+        let mut rig = Self::unserved(vps, on_crash).await;
+        rig.vm.serve_clients();
+        rig
+    }
+
+    /// The same, as far as clients of serial ports can see.
+    pub(super) async fn unserved(vps: usize, on_crash: OnGuestCrash) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("kernel"), kernel()).unwrap();
         let partition = FakePartition::new(vps);

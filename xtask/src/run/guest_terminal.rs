@@ -62,6 +62,9 @@ impl Told {
     }
 }
 
+/// Bytes that are kept of what is typed while the guest is not connected.
+const KEPT_MAX: usize = 4096;
+
 /// What can happen while a person watches.
 enum Happening {
     Typed(Vec<u8>),
@@ -120,7 +123,7 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<()> {
         log: log.ok(),
         keys: Keys::default(),
         connections: 0,
-        typed: None,
+        keyboard: Keyboard::default(),
         registered: None,
     };
     // A sender lives in the session, so this ends by a `break` only.
@@ -163,8 +166,7 @@ struct Session<'a> {
     keys: Keys,
     /// Connections that there were.
     connections: u32,
-    /// Goes to the guest, while it is connected.
-    typed: Option<Sender<Vec<u8>>>,
+    keyboard: Keyboard,
     /// Keeps the VM in the list where `ohcldiag` looks.
     registered: Option<Registration>,
 }
@@ -177,19 +179,17 @@ impl Session<'_> {
                     match action {
                         Action::End => return Some(End::Person),
                         Action::Help => show(HELP),
-                        Action::Send(bytes) => {
-                            if let Some(typed) = &self.typed {
-                                // Its end is told by the connection.
-                                let _ = typed.send(bytes);
-                            }
-                        }
+                        Action::Send(bytes) => self.keyboard.typed(bytes),
                     }
                 }
                 None
             }
             Happening::Told(told) => {
                 match told {
-                    Told::Bad(text) => show(&text),
+                    Told::Bad(text) => {
+                        self.keyboard.forget();
+                        show(&text);
+                    }
                     Told::Ready => self.paravisor_is_ready(),
                     // The worker was started again, and with it the guest.
                     Told::WorkerReady if self.connections > 0 => self.connect(),
@@ -200,7 +200,7 @@ impl Session<'_> {
             }
             Happening::Disconnected(number) => {
                 if number == self.connections {
-                    self.typed = None;
+                    self.keyboard.disconnected();
                 }
                 None
             }
@@ -259,8 +259,48 @@ impl Session<'_> {
                     }
                 }
             })?;
-        self.typed = Some(typed);
+        self.keyboard.connected(typed);
         Ok(())
+    }
+}
+
+/// The way of what is typed to the guest.
+#[derive(Default)]
+struct Keyboard {
+    /// To the guest, while it is connected.
+    guest: Option<Sender<Vec<u8>>>,
+    /// What was typed before it was. A worker that is restarted takes no connection for a
+    /// moment, which is not the person's concern.
+    kept: Vec<u8>,
+}
+
+impl Keyboard {
+    fn typed(&mut self, bytes: Vec<u8>) {
+        let unsent = match &self.guest {
+            Some(guest) => guest.send(bytes).err().map(|error| error.0),
+            None => Some(bytes),
+        };
+        if let Some(bytes) = unsent {
+            let room = KEPT_MAX.saturating_sub(self.kept.len());
+            self.kept.extend(&bytes[..bytes.len().min(room)]);
+        }
+    }
+
+    fn connected(&mut self, guest: Sender<Vec<u8>>) {
+        self.guest = Some(guest);
+        let kept = std::mem::take(&mut self.kept);
+        if !kept.is_empty() {
+            self.typed(kept);
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.guest = None;
+    }
+
+    /// What was typed was for a guest that is no more.
+    fn forget(&mut self) {
+        self.kept.clear();
     }
 }
 
@@ -396,5 +436,30 @@ mod tests {
         let (ready, stopped) = (boot_events::READY, boot_events::GUEST_STOPPED_PREFIX);
         let line = format!("[    3.0] underhill_vm: {ready}\n[    3.1] underhill_vm: {stopped}x\n");
         assert_eq!(told(&[&line]), []);
+    }
+
+    #[test]
+    fn what_is_typed_while_a_worker_is_replaced_reaches_the_guest() {
+        let mut keyboard = Keyboard::default();
+        let (first, of_first) = mpsc::channel();
+        keyboard.connected(first);
+        keyboard.typed(b"one".to_vec());
+        assert_eq!(of_first.recv().unwrap(), b"one");
+        // Not told yet.
+        drop(of_first);
+        keyboard.typed(b"tw".to_vec());
+        keyboard.disconnected();
+        keyboard.typed(b"o".to_vec());
+
+        let (second, of_second) = mpsc::channel();
+        keyboard.connected(second);
+        assert_eq!(of_second.recv().unwrap(), b"two");
+        keyboard.disconnected();
+        keyboard.typed(vec![b'x'; 2 * KEPT_MAX]);
+        assert_eq!(keyboard.kept.len(), KEPT_MAX);
+        keyboard.forget();
+        let (third, of_third) = mpsc::channel();
+        keyboard.connected(third);
+        assert!(of_third.try_recv().is_err());
     }
 }

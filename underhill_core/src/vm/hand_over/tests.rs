@@ -5,12 +5,17 @@ use crate::vm::testing::Done;
 use crate::vm::testing::input;
 use crate::vm::testing::out;
 use crate::vm::testing::port_exit;
+use crate::vm::tests::COM1_DATA;
 use crate::vm::tests::COM1_SCRATCH;
 use crate::vm::tests::PM1_CONTROL;
 use crate::vm::tests::POWER_OFF;
 use crate::vm::tests::Rig;
 use crate::vm::tests::run;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+
+/// FIFO control of COM1.
+const COM1_FIFO_CONTROL: u16 = 0x3fa;
 
 #[test]
 fn a_guest_is_handed_over_with_its_devices() {
@@ -116,5 +121,39 @@ fn a_guest_that_cannot_go_on_either_is_reported() {
             panic!("{told:?}");
         };
         assert!(report.contains("cannot resume"), "{report}");
+    });
+}
+
+#[test]
+fn what_is_typed_before_the_guest_goes_on_comes_behind_what_was_saved() {
+    run(async {
+        let mut first = Rig::new(1, OnGuestCrash::Halt).await;
+        // FIFO on.
+        first.partition.script(0, [out(COM1_FIFO_CONTROL, 1)]);
+        first.boot().await;
+        first.until(0, |done| done.len() == 2).await;
+        let path = first.directory.path().join("com1");
+        let mut client = UnixStream::connect(path).await.unwrap();
+        while first.get("serial/com1/clients") == Some(0) {
+            tokio::task::yield_now().await;
+        }
+        client.write_all(b"be").await.unwrap();
+        let saved = first.vm.hand_over().await.unwrap();
+
+        let mut second = Rig::unserved(1, OnGuestCrash::Halt).await;
+        let path = second.directory.path().join("com1");
+        let mut client = UnixStream::connect(path).await.unwrap();
+        client.write_all(b"hind").await.unwrap();
+        for _ in 0..1000 {
+            // Whoever would read it too early has the opportunity.
+            tokio::task::yield_now().await;
+        }
+        second.vm.restore(saved).await.unwrap();
+        while second.get("serial/com1/received") != Some(4) {
+            tokio::task::yield_now().await;
+        }
+        second.partition.script(0, (0..6).map(|_| input(COM1_DATA)));
+        let done = second.until(0, |done| done.len() == 6).await;
+        assert_eq!(done, b"behind".map(|byte| Done::Port(byte.into())));
     });
 }

@@ -293,11 +293,54 @@ fn a_port_takes_no_more_from_another_than_it_has_room_for() {
         let mut rig = Rig::new();
         rig.port.restore(&SavedPort {
             output: pattern(RING + 3),
-            input: pattern(INPUT_MAX + 3),
+            input: pattern(INPUT_MAX + FETCHED_MAX + 3),
         });
         let mut client = rig.attach().await;
         assert!(read(&mut client, RING).await == pattern(RING + 3)[3..]);
         assert!(rig.uart.read(&mut [0; 16]) == 16);
-        assert_eq!(rig.port.0.input_room(), 16);
+        assert_eq!(rig.port.0.lock().input.len(), INPUT_MAX + FETCHED_MAX - 16);
+        assert_eq!(rig.port.0.input_room(), 0);
+    });
+}
+
+#[test]
+fn what_has_arrived_at_the_socket_is_handed_over_in_order() {
+    run(async {
+        let mut first = Rig::new();
+        let client = first.attach().await;
+        let all = pattern(64 << 10);
+        let mut sent = 0;
+        // More than the port has room for, until the socket has none either.
+        while sent < all.len() {
+            match client.try_write(&all[sent..]) {
+                Ok(count) => sent += count,
+                Err(_) if first.port.0.input_room() == 0 => break,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+        first.port.fetch().await;
+        let saved = first.port.save();
+        first.port.close();
+        assert_eq!(saved.input.len(), sent);
+        assert_eq!(first.uart.read(&mut [0; 16]), 0);
+
+        let mut second = Rig::new();
+        second.port.restore(&saved);
+        let mut client = second.attach().await;
+        client.write_all(b"later").await.unwrap();
+        let mut got = second.read(sent + 5).await;
+        assert_eq!(got.split_off(sent), b"later");
+        assert!(got == all[..sent]);
+    });
+}
+
+#[test]
+fn nothing_is_fetched_from_nobody() {
+    run(async {
+        let rig = Rig::new();
+        rig.port.fetch().await;
+        drop(rig.attach().await);
+        // Gone, whether or not that is known yet.
+        rig.port.fetch().await;
     });
 }
