@@ -1,7 +1,7 @@
 //! What the host does with control blocks.
 
-use x86_defs::EFER_LMA;
 use x86_defs::svm::{EventInjection, ExceptionIntercepts, Intercepts3, Intercepts4, Save, Vmcb};
+use x86_defs::{DR6_BS, EFER_LMA, RFLAGS_TF};
 use zerocopy::FromZeros;
 
 /// Value of `tlb_control` that forgets all translations.
@@ -106,10 +106,15 @@ pub fn flush(vmcb: &mut Vmcb) {
     vmcb.control.tlb_control = TLB_FLUSH_ALL;
 }
 
-/// Continues behind the instruction that exited.
+/// Continues behind the instruction that exited. Who executes step by step stops there: the
+/// processor itself, which has not executed it, would only stop behind the next one.
 pub fn advance(vmcb: &mut Vmcb, next_rip: u64) {
     vmcb.save.rip = next_rip;
     vmcb.control.interrupt_shadow = 0;
+    if vmcb.save.rflags & RFLAGS_TF != 0 && !vmcb.control.event_injection.valid() {
+        vmcb.save.dr6 |= DR6_BS;
+        inject(vmcb, Exception::Debug);
+    }
 }
 
 /// The guest runs 64-bit code.

@@ -258,6 +258,21 @@ fn int1_is_a_debug_exception_behind_it() {
 }
 
 #[test]
+fn a_single_step_stops_behind_what_the_host_executes() {
+    const TRAP: u64 = 1 << 8;
+    let mut machine = Machine::in_code();
+    machine.vp.vmcb_mut().save.rflags |= TRAP;
+    machine.set_operands(HV_X64_MSR_VP_INDEX, 0);
+    machine.executes(RDMSR, ExitCode::MSR, 0);
+    assert_eq!(machine.fault(), Some(1));
+    let save = &machine.vp.vmcb().save;
+    assert_eq!((save.rip, save.dr6), (GUEST_CODE + 2, 0xffff_4ff0));
+    // One that faults has not been executed.
+    let unknown = machine.rdmsr(0x1a0);
+    assert_eq!(unknown, Err(GP));
+}
+
+#[test]
 fn a_repair_of_flags_does_not_end_a_single_step() {
     // lock cmpxchg16b [rdi] has been stepped over, or a breakpoint is behind it.
     for (dr6, flags) in [(0xffff_4ff0, 0x142), (0xffff_0ff1, 0x42)] {
