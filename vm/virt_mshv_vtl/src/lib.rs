@@ -18,6 +18,7 @@
 mod device;
 mod error;
 mod exit;
+mod handshake;
 mod hypercall;
 mod memory;
 mod page;
@@ -52,8 +53,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::fence;
 use virt::Delivery;
 use virt::InterruptRequest;
 use virt::Partition;
@@ -206,9 +205,7 @@ impl Partition for MshvPartition {
         let Some(shared) = self.vps.get(vp as usize) else {
             return;
         };
-        // Whoever sees the flag and clears it sees what the caller did before.
-        fence(SeqCst);
-        if shared.run.cancel().load(SeqCst) != 0 {
+        if !handshake::must_kick(shared.run.cancel()) {
             return;
         }
         // The driver sets the flag, and interrupts the CPU. If the flag were set here, the

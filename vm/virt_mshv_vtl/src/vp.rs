@@ -5,6 +5,7 @@ use crate::VpShared;
 use crate::device::kernel;
 use crate::error::Error;
 use crate::exit::decode;
+use crate::handshake::acknowledge;
 use crate::hypercall::OWN_VTL;
 use crate::hypercall::RegisterValue;
 use crate::hypercall::VTL0;
@@ -26,7 +27,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::AcqRel;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::Ordering::Release;
-use std::sync::atomic::Ordering::SeqCst;
 use virt::Context;
 use virt::CpuidExit;
 use virt::Exception;
@@ -179,7 +179,7 @@ impl Vp for MshvVp {
             // Also for a signal. VTL0 may not have been entered at all: what was to be
             // injected or changed is then still to be, and the next run does it.
             Err(Errno::INTR) => {
-                shared.run.cancel().swap(0, SeqCst);
+                acknowledge(shared.run.cancel());
                 shared.counters.cancelled.fetch_add(1, Relaxed);
                 Ok(Exit::Cancelled)
             }
