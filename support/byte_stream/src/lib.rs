@@ -8,7 +8,10 @@
 //! * Refuses: framing, buffers, and any limit on how much or how long: that is the
 //!   caller's.
 
+mod changes;
 mod sys;
+
+use changes::Changes;
 
 use nix::errno::Errno;
 use nix::fcntl::FcntlArg;
@@ -58,6 +61,9 @@ const SAY_AGAIN: [Duration; 5] = [
     Duration::from_secs(3),
     Duration::from_secs(9),
 ];
+
+/// Reads of 4 KiB in which what has arrived is dropped: what a socket holds.
+const DROPS_MAX: u32 = 64;
 
 /// How long a vsock connection is quiet before the helper is told to look at its client.
 ///
@@ -267,15 +273,21 @@ impl Stream {
     ///
     /// The vhost-user helper on plain QEMU knows no end of one direction, only that of the
     /// connection; and it ignores that, too, while it still has data that its client has
-    /// not fetched. So on vsock the whole is ended, again and again. Whether the peer has
-    /// closed its end cannot be seen then.
+    /// not fetched. So on vsock the whole is ended, again and again, until the peer has ended
+    /// it, too. The helper does when its client has been given all.
     pub async fn finish(&self, patience: Duration) {
         let finish = async {
             match self.kind {
                 Kind::Vsock => {
+                    self.drop_input();
+                    // Without it, only time tells.
+                    let changes = Changes::of(&self.fd).ok();
                     for pause in SAY_AGAIN {
                         self.shutdown(Shutdown::Both);
-                        tokio::time::sleep(pause).await;
+                        let reset = self.reset(changes.as_ref());
+                        if tokio::time::timeout(pause, reset).await.is_ok() {
+                            break;
+                        }
                     }
                 }
                 Kind::Other => {
@@ -285,6 +297,31 @@ impl Stream {
             }
         };
         let _ = tokio::time::timeout(patience, finish).await;
+    }
+
+    /// Drops what has arrived: with input that nobody has read the kernel takes a connection
+    /// for one that is still there.
+    fn drop_input(&self) {
+        let mut buffer = [0; 4096];
+        // A peer that sends without end is no reason to stay here.
+        for _ in 0..DROPS_MAX {
+            if !matches!(self.read_now(&mut buffer), Ok(Some(1..))) {
+                break;
+            }
+        }
+    }
+
+    /// Waits until the peer, too, has ended a connection that was shut down here.
+    async fn reset(&self, changes: Option<&Changes>) {
+        while !sys::is_reset(self.fd.get_ref()) {
+            let changed = match changes {
+                Some(changes) => changes.next().await.is_ok(),
+                None => false,
+            };
+            if !changed {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Ends one or both directions of a socket.

@@ -4,6 +4,7 @@
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket;
+use nix::sys::socket::MsgFlags;
 use nix::sys::socket::SockFlag;
 use std::io;
 use std::os::fd::AsFd;
@@ -34,6 +35,15 @@ pub(crate) fn tell_buffer_size(socket: &OwnedFd) -> nix::Result<()> {
         Errno::result(result)?;
     }
     Ok(())
+}
+
+/// Whether the peer has ended a vsock connection, after it was shut down here.
+///
+/// A read only shows the end on this side then. With this flag the kernel refuses to read as
+/// long as there is a connection at all.
+pub(crate) fn is_reset(socket: &OwnedFd) -> bool {
+    let flags = MsgFlags::MSG_OOB | MsgFlags::MSG_DONTWAIT;
+    socket::recv(socket.as_raw_fd(), &mut [0], flags) == Ok(0)
 }
 
 /// Accepts a connection: not blocking, closed on exec.

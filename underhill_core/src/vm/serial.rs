@@ -47,8 +47,8 @@ const INPUT_MAX: usize = 4 << 10;
 /// holds.
 const FETCHED_MAX: usize = 256 << 10;
 
-/// How long the end of the connection is repeated before the machine ends.
-const FAREWELL: Duration = Duration::from_millis(100);
+/// How long a client may take to fetch the last output; whoever ends the machine waits less.
+const FAREWELL: Duration = Duration::from_secs(60);
 
 /// A serial port. Clones are the same port.
 #[derive(Clone, Default)]
