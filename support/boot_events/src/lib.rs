@@ -194,9 +194,16 @@ enum Log {
 }
 
 impl Log {
-    /// Splits a line behind what stands in front of it.
+    /// Splits a line behind what the log puts in front, which is the first of its kind: each
+    /// line of a log has one, so what is quoted stands behind it. Before it there may be the
+    /// prompt of a shell on the same console.
     fn split(line: &str) -> Option<(Self, &str)> {
-        let (front, text) = line.strip_prefix('[')?.split_once("] ")?;
+        line.match_indices('[')
+            .find_map(|(at, _)| Self::split_front(&line[at + 1..]))
+    }
+
+    fn split_front(line: &str) -> Option<(Self, &str)> {
+        let (front, text) = line.split_once("] ")?;
         let log = if let Some(ms) = front.strip_suffix(" ms") {
             is_time(ms).then_some(Self::Host)
         } else if is_time(front) {
@@ -386,6 +393,14 @@ mod tests {
         );
         assert_eq!(Event::parse("[    3.100000] openvmm_hcl: readying"), None);
         assert_eq!(Event::parse(""), None);
+    }
+
+    #[test]
+    fn a_prompt_may_stand_before_a_line_of_the_log() {
+        assert_eq!(
+            Event::parse("/ # [    3.1] openvmm_hcl: ready\r"),
+            Some(Event::Ready)
+        );
     }
 
     #[test]
