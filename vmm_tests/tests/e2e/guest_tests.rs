@@ -28,7 +28,20 @@ fn passes(vps: u32, arguments: &str, skipped: &[&str]) -> GuestReport {
     report.assert_passed(skipped);
     let host = vm.console(Source::Host);
     assert!(!host.contains("GUEST-FORGED-THIS"), "{host}");
+    assert_stacks_suffice(&host);
     report
+}
+
+/// The host's stacks have no guard pages; none may be more than half full.
+#[track_caller]
+fn assert_stacks_suffice(host: &str) {
+    let told = host.split_once("stacks: at most ").and_then(|(_, told)| {
+        let (used, rest) = told.split_once(" of ")?;
+        let (size, _) = rest.split_once(' ')?;
+        Some((used.parse::<u32>().ok()?, size.parse::<u32>().ok()?))
+    });
+    let (used, size) = told.unwrap_or_else(|| panic!("no use of the stacks in: {host}"));
+    assert!(used > 0 && used <= size / 2, "{used} of {size} bytes used");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 #![expect(unsafe_code, reason = "SVM instructions")]
 
 use super::console::log;
+use super::entry::AP_STACK_SIZE;
 use super::interrupts::NmiSleeper;
 use super::memory::Physical;
-use super::{clock, console, exit, lapic, timer};
+use super::{clock, console, exit, lapic, smp, timer};
 use alloc::boxed::Box;
 use core::arch::x86_64::__cpuid_count;
 use core::arch::{asm, global_asm};
@@ -167,23 +168,49 @@ pub(crate) fn enable_svm() {
     }
 }
 
+/// A CPU and its VP.
+struct Cpu {
+    vp: Vp,
+    /// The state of the host that VMRUN does not keep (FS, GS, TR, syscall registers): the
+    /// host uses none of it, but does not want a VTL's either.
+    host: Box<Vmcb>,
+    idle: Box<Vmcb>,
+    cr4: HostCr4,
+}
+
+impl Cpu {
+    /// Not inlined: whole pages pass over its stack, and the loop that calls it never
+    /// returns.
+    #[inline(never)]
+    fn new(partition: &Partition, index: u32) -> Box<Self> {
+        let mut host = Box::new(vmcb::new(0, 0, 0, 0));
+        // SAFETY: stores a few registers into the block.
+        unsafe { asm!("vmsave rax", in("rax") &raw mut *host as u64, options(nostack)) };
+        Box::new(Self {
+            vp: Vp::new(partition, index),
+            host,
+            idle: Box::new(idle_block()),
+            cr4: HostCr4::new(),
+        })
+    }
+}
+
 /// Runs the VP with this index on this CPU, from when it is started. SVM is on.
 pub(crate) fn run(partition: &Partition, index: u32) -> ! {
-    let mut vp = Vp::new(partition, index);
-    // The state of the host that VMRUN does not keep (FS, GS, TR, syscall registers): the
-    // host uses none of it, but does not want a VTL's either.
-    let mut host = Box::new(vmcb::new(0, 0, 0, 0));
-    let host_address = &raw mut *host as u64;
-    // SAFETY: stores a few registers into the block.
-    unsafe { asm!("vmsave rax", in("rax") host_address, options(nostack)) };
-    partition.wait_for_start(&mut vp, &mut NmiSleeper);
+    let mut cpu = Cpu::new(partition, index);
+    let Cpu {
+        vp,
+        host,
+        idle,
+        cr4,
+    } = &mut *cpu;
+    let host_address = &raw mut **host as u64;
+    partition.wait_for_start(vp, &mut NmiSleeper);
     if index == 0 {
         log!("{}", partition.first_entry_text());
     }
-    let mut idle = Box::new(idle_block());
-    let mut cr4 = HostCr4::new();
     loop {
-        let code = match partition.prepare(&mut vp, &Physical) {
+        let code = match partition.prepare(vp, &Physical) {
             Entry::Run => {
                 cr4.follow(vp.vmcb().save.cr4);
                 let vmcb = &raw mut *vp.vtls[vp.vtl.index()].vmcb as u64;
@@ -197,7 +224,7 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
                 idle.save.cr4 = cr4.value;
                 // SAFETY: as above; the block runs a loop that touches no memory, with the
                 // host's own page tables.
-                unsafe { run_vp(&mut [0; 16], &raw mut *idle as u64, host_address) };
+                unsafe { run_vp(&mut [0; 16], &raw mut **idle as u64, host_address) };
                 let code = idle.control.exit_code;
                 vp.waited(code);
                 code
@@ -207,11 +234,16 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
             // The exit leaves it pending.
             NmiSleeper.drain();
         }
-        match partition.handle_exit(&mut vp, &Physical) {
+        match partition.handle_exit(vp, &Physical) {
             Next::Resume => {}
             Next::End(reason) => {
                 exit::claim();
                 partition.counters.summary(console::line);
+                log!(
+                    "stacks: at most {} of {} bytes used",
+                    smp::stack_use(),
+                    AP_STACK_SIZE
+                );
                 exit::end(reason);
             }
         }

@@ -11,8 +11,9 @@ use core::arch::global_asm;
 
 /// Bytes of stack of the first CPU.
 pub(crate) const BOOT_STACK_SIZE: usize = 64 << 10;
-/// Bytes of stack of every other CPU.
-pub(crate) const AP_STACK_SIZE: usize = 32 << 10;
+/// Bytes of stack of every other CPU. They have no guard pages: `smp::stack_use` tells in
+/// every host log how much of it is used.
+pub(crate) const AP_STACK_SIZE: usize = 64 << 10;
 
 /// Addresses below this are mapped.
 pub(crate) const MAPPED_LIMIT: u64 = 512 << 30;

@@ -4,9 +4,9 @@
 
 use super::interrupts::NmiSleeper;
 use super::{clock, cpu, entry, exit, interrupts, lapic};
-use alloc::alloc::alloc;
+use alloc::alloc::alloc_zeroed;
 use core::alloc::Layout;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 use spin::Once;
 use vsm_host::guest_memory::RamAccess;
@@ -24,6 +24,10 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// CPUs that will keep an NMI until they sleep.
 static READY: AtomicU32 = AtomicU32::new(0);
 
+/// The stacks of the other CPUs, lowest address first, and their number.
+static STACKS: AtomicU64 = AtomicU64::new(0);
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
 /// What the CPUs work on, once it exists.
 pub(crate) static PARTITION: Once<Partition> = Once::new();
 
@@ -36,12 +40,14 @@ pub(crate) fn start(count: u32) {
     let layout = Layout::from_size_align(count as usize * entry::AP_STACK_SIZE, 16)
         .expect("the size of the stacks fits into memory");
     // SAFETY: the size is not zero.
-    let stacks = unsafe { alloc(layout) };
+    let stacks = unsafe { alloc_zeroed(layout) };
     assert!(
         !stacks.is_null(),
         "no memory for the stacks of {count} CPUs"
     );
     entry::set_ap_stacks(stacks as u64, count);
+    STACKS.store(stacks as u64, Ordering::Relaxed);
+    COUNT.store(count, Ordering::Relaxed);
     super::memory::Physical.write_ram(START_PAGE, entry::ap_start_code());
     lapic::init_others();
     lapic::start_others((START_PAGE >> 12) as u8);
@@ -57,6 +63,26 @@ pub(crate) fn start(count: u32) {
         );
         core::hint::spin_loop();
     }
+}
+
+/// Bytes of its stack that a CPU has used at most, of all but the first CPU.
+pub(crate) fn stack_use() -> usize {
+    const WORD: usize = size_of::<u64>();
+    let stack = |index: u32| {
+        let base = STACKS.load(Ordering::Relaxed) + u64::from(index) * entry::AP_STACK_SIZE as u64;
+        let untouched = (0..entry::AP_STACK_SIZE / WORD)
+            .take_while(|word| {
+                let address = base + (word * WORD) as u64;
+                // SAFETY: an aligned word of memory that was allocated for stacks and is never
+                // freed. Its CPU may be writing there; a torn value is as good as any.
+                let value = unsafe { core::ptr::read_volatile(address as *const u64) };
+                value == 0
+            })
+            .count();
+        entry::AP_STACK_SIZE - untouched * WORD
+    };
+    let count = COUNT.load(Ordering::Relaxed);
+    (0..count).map(stack).max().unwrap_or(0)
 }
 
 /// Where every other CPU enters Rust; `_arrival` counts from 0.

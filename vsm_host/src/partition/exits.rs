@@ -6,7 +6,7 @@ use super::{Next, Partition, Processor, Vp, apic, gpr};
 use crate::hypercall::Outcome;
 use crate::svm::fetch::Instruction;
 use crate::svm::vmcb::{self, Exception};
-use crate::svm::{fetch, flags, shadow};
+use crate::svm::{flags, shadow};
 use crate::vtl::Vtl;
 use crate::{cpuid, hypercall, log_text};
 use boot_events::{HOST_ERROR_PREFIX, HOST_VTL2_CRASH_PREFIX};
@@ -201,7 +201,7 @@ impl Partition {
         emulate: impl FnOnce(&mut Vp) -> Result<Next, Exception>,
     ) -> Next {
         let memory = self.memory(vp.vtl, processor);
-        let Some(next_rip) = fetch::next_rip(&memory, &vp.vmcb().save, instruction) else {
+        let Some(next_rip) = vp.next_rip(&memory, instruction) else {
             vmcb::inject(vp.vmcb_mut(), Exception::InvalidOpcode);
             return Next::Resume;
         };

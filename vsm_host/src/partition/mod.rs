@@ -24,6 +24,7 @@ use crate::guest_memory::{GuestMemory, RamAccess};
 use crate::hypercall::check_vsm_config;
 use crate::nested::NestedTables;
 use crate::shootdown::{Changes, Presence};
+use crate::svm::fetch::{CodePage, Instruction};
 use crate::svm::nmi::Nmis;
 use crate::svm::store::Source;
 use crate::svm::{context, vmcb};
@@ -378,6 +379,7 @@ pub struct VpVtl {
     pub(crate) register_page: OverlayPage,
     /// Whether it can take an NMI.
     pub(crate) nmis: Nmis,
+    pub(crate) code: CodePage,
     tsc_invariant_control: u64,
 }
 
@@ -406,6 +408,7 @@ impl Vp {
                 assist: OverlayPage::new(),
                 register_page: OverlayPage::new(),
                 nmis: Nmis::default(),
+                code: CodePage::default(),
                 tsc_invariant_control: 0,
             }),
             guest: GuestVp::default(),
@@ -448,6 +451,16 @@ impl Vp {
             // The block has not run: what it is to forget is still to be forgotten.
             self.known_change = 0;
         }
+    }
+
+    /// RIP behind `instruction`, if the VP stands at it.
+    pub(crate) fn next_rip<R: RamAccess + ?Sized>(
+        &self,
+        memory: &GuestMemory<'_, R>,
+        instruction: Instruction,
+    ) -> Option<u64> {
+        let state = &self.vtls[self.vtl.index()];
+        state.code.next_rip(memory, &state.vmcb.save, instruction)
     }
 
     fn begin(&mut self, vtl: Vtl, context: &StartContext) {

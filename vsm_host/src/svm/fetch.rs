@@ -8,6 +8,8 @@
 use super::paging::{self, Request};
 use super::vmcb;
 use crate::guest_memory::{GuestMemory, RamAccess};
+use core::cell::Cell;
+use igvm_loader::PAGE_SIZE;
 use x86_defs::svm::Save;
 
 /// No instruction is longer.
@@ -46,6 +48,56 @@ impl Instruction {
             Self::Invd => &[0x0f, 0x08],
             Self::Icebp => &[0xf1],
         }
+    }
+}
+
+/// The page of kernel code at which a VTL exited last. Kernels exit at the same few places
+/// again and again; the way there through their page tables and the nested ones is most of
+/// what the host does for such an exit.
+///
+/// It may be out of date, as the processor's own translations may. The bytes are read anew
+/// each time, and count only if they are the instruction that has exited: at worst the VTL
+/// goes on at the wrong one of its own instructions, if it has replaced this page by another
+/// that has the same instruction, with other prefixes, at the same place. Applications, who
+/// do not trust each other, are left out.
+#[derive(Debug, Default)]
+pub struct CodePage(Cell<Option<Known>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    cr3: u64,
+    linear: u64,
+    gpa: u64,
+}
+
+impl CodePage {
+    /// [`next_rip`], faster if the VTL has exited in this page before.
+    pub fn next_rip<R: RamAccess + ?Sized>(
+        &self,
+        memory: &GuestMemory<'_, R>,
+        save: &Save,
+        instruction: Instruction,
+    ) -> Option<u64> {
+        if save.cpl != 0 || !vmcb::is_64_bit(save) {
+            return next_rip(memory, save, instruction);
+        }
+        let offset = save.rip % PAGE_SIZE;
+        let linear = save.rip - offset;
+        let known = self.0.get();
+        if let Some(known) = known.filter(|known| (known.cr3, known.linear) == (save.cr3, linear)) {
+            let mut bytes = [0; MAX_LENGTH];
+            let bytes = &mut bytes[..MAX_LENGTH.min((PAGE_SIZE - offset) as usize)];
+            if memory.read(known.gpa + offset, bytes).is_ok()
+                && let Some(length) = length_of(bytes, instruction, true)
+            {
+                return Some(save.rip.wrapping_add(length as u64));
+            }
+        }
+        let next = next_rip(memory, save, instruction)?;
+        let gpa = paging::translate(memory, save, linear, &Request::ANY);
+        let (cr3, known) = (save.cr3, gpa.ok());
+        self.0.set(known.map(|gpa| Known { cr3, linear, gpa }));
+        Some(next)
     }
 }
 
@@ -164,6 +216,49 @@ mod tests {
             run(&[0x66, 0x48, 0x0f, 0x32], Instruction::Rdmsr),
             Some(RIP + 4)
         );
+    }
+
+    #[test]
+    fn a_known_page_is_read_anew_and_left_when_it_is_another() {
+        let ram = ram(&[0x0f, 0xa2, 0x66, 0x0f, 0xa2]);
+        let allowed = [MemoryRange::new(0, SIZE as u64)];
+        let memory = GuestMemory::new(&ram, &allowed);
+        let page = CodePage::default();
+        let mut vmcb = vmcb();
+        let save = &mut vmcb.save;
+        let next = |save: &mut Save, rip| {
+            save.rip = rip;
+            let found = page.next_rip(&memory, save, Instruction::Cpuid);
+            assert_eq!(found, next_rip(&memory, save, Instruction::Cpuid));
+            found.map(|next| next - rip)
+        };
+        // Up to the end of a page, and in the next one.
+        assert_eq!(next(save, RIP), Some(2));
+        assert_eq!(next(save, RIP), Some(2));
+        assert_eq!(next(save, RIP + 2), Some(3));
+        // The instruction is no longer there, then the page is another.
+        ram.write_ram(0x6000, &[0x0f, 0x32]);
+        assert_eq!(next(save, RIP + 2), None);
+        ram.write_ram(0x4008, &0x7003u64.to_le_bytes());
+        ram.write_ram(0x7000, &[0x0f, 0xa2]);
+        assert_eq!(next(save, RIP + 2), Some(2));
+        // Another address space, and an application in it.
+        ram.write_ram(0x1000, &[0; 0x1000]);
+        save.cr3 = 0x2000;
+        assert_eq!(next(save, RIP + 2), None);
+    }
+
+    #[test]
+    fn what_an_application_executes_is_always_looked_up() {
+        let ram = ram(&[0x0f, 0xa2]);
+        let allowed = [MemoryRange::new(0, SIZE as u64)];
+        let memory = GuestMemory::new(&ram, &allowed);
+        let page = CodePage::default();
+        let mut vmcb = vmcb();
+        vmcb.save.cpl = 3;
+        let found = page.next_rip(&memory, &vmcb.save, Instruction::Cpuid);
+        assert_eq!(found, Some(RIP + 2));
+        assert!(page.0.get().is_none());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::synic;
 use crate::hypercall::Outcome;
 use crate::partition::counters::Refused;
 use crate::partition::{Next, Partition, Processor, Vp, exits, gpr};
-use crate::svm::fetch::{self, Instruction};
+use crate::svm::fetch::Instruction;
 use crate::svm::vmcb::{self, Exception};
 use crate::vtl::Vtl;
 use crate::{cpuid, hypercall};
@@ -115,7 +115,7 @@ impl Partition {
         instruction: Instruction,
     ) -> Option<u64> {
         let memory = self.memory(vp.vtl, processor);
-        let next = fetch::next_rip(&memory, &vp.vmcb().save, instruction);
+        let next = vp.next_rip(&memory, instruction);
         if next.is_none() {
             vmcb::inject(vp.vmcb_mut(), Exception::InvalidOpcode);
         }

@@ -33,6 +33,7 @@ pub(crate) fn interrupt_state(state: &VpVtl) -> InterruptState {
 
 impl Partition {
     /// Shows the guest's registers to VTL2; the VP is still in the guest.
+    #[inline(never)] // A page on the stack.
     pub(super) fn fill_register_page(&self, vp: &Vp, processor: &impl Processor) {
         let register = vp.vtls[Vtl::PARAVISOR.index()].register_page;
         if !register.enabled() {
@@ -79,6 +80,7 @@ impl Partition {
     /// Takes over what VTL2 has changed in the page. A bad value is not taken over: VTL2 has
     /// made the guest go on where it was. Nor is anything of a page from before an INIT: that
     /// goes on with an instruction that the VP has been torn away from.
+    #[inline(never)] // A page on the stack.
     pub(super) fn take_register_page(&self, vp: &mut Vp, processor: &impl Processor) {
         let is_outdated = core::mem::take(&mut vp.guest.page_is_outdated);
         let register = vp.vtls[Vtl::PARAVISOR.index()].register_page;
