@@ -4,7 +4,8 @@ use super::memory::{read32, write32};
 use super::probe::{Fault, rdmsr, wrmsr};
 use super::vps::current;
 use crate::acpi::MAX_PROCESSORS;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use hv_defs::msr::HV_X64_MSR_VP_ASSIST_PAGE;
 use x86_defs::apic::{APIC_DEFAULT_BASE, ApicBase, ApicRegister, X2APIC_MSR_FIRST};
 use x86_defs::msr::APIC_BASE;
 
@@ -30,6 +31,17 @@ pub const ASSERT: u32 = 1 << 14;
 const PENDING: u32 = 1 << 12;
 /// Bit of an entry of the vector table: masked.
 pub const MASKED: u32 = 1 << 16;
+
+/// A VP assist page; only its first field is used.
+#[repr(C, align(4096))]
+struct AssistPage(AtomicU32, [u8; 4092]);
+
+static ASSIST: [AssistPage; MAX_PROCESSORS] =
+    [const { AssistPage(AtomicU32::new(0), [0; 4092]) }; MAX_PROCESSORS];
+static ASSISTED: AtomicU64 = AtomicU64::new(0);
+
+/// Bit of the first field of the assist page.
+const NO_EOI_REQUIRED: u32 = 1;
 
 /// Modes, so that no access needs to ask: that would be an exit more.
 static X2APIC: [AtomicBool; MAX_PROCESSORS] = [const { AtomicBool::new(false) }; MAX_PROCESSORS];
@@ -100,9 +112,30 @@ pub fn enable() {
     write(ApicRegister::TPR, 0);
 }
 
-/// Ends the interrupt in service.
+/// Ends the interrupt in service; without an access to the APIC if the host says that it
+/// needs none.
 pub fn eoi() {
+    if let Some(page) = ASSIST.get(current())
+        && page.0.fetch_and(!NO_EOI_REQUIRED, Ordering::AcqRel) & NO_EOI_REQUIRED != 0
+    {
+        ASSISTED.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
     write(ApicRegister::EOI, 0);
+}
+
+/// Gives this VP an assist page, or takes it away.
+pub fn set_eoi_assist(on: bool) -> Result<(), Fault> {
+    let Some(page) = ASSIST.get(current()) else {
+        return Ok(());
+    };
+    let address = core::ptr::from_ref(page) as u64;
+    wrmsr(HV_X64_MSR_VP_ASSIST_PAGE, address | u64::from(on))
+}
+
+/// How many interrupts have ended without an access.
+pub fn assisted() -> u64 {
+    ASSISTED.load(Ordering::Relaxed)
 }
 
 /// Its id.

@@ -58,6 +58,7 @@ pub(super) const TESTS: &[Test] = &[
         Needs::Host,
         x2apic_refuses_reserved_bits,
     ),
+    test("apic.eoi_assist", Needs::Host, eoi_assist),
     test(
         "apic.illegal_vectors_are_errors",
         Needs::Host,
@@ -245,6 +246,10 @@ fn expect_sequence(expected: &[u32]) -> TestResult {
 }
 
 fn higher_interrupts_lower(_: &Machine<'_>) -> TestResult {
+    higher_interrupts_lower_here()
+}
+
+fn higher_interrupts_lower_here() -> TestResult {
     set_action(VECTOR, Action::Nest);
     clear_sequence();
     apic::send_self(VECTOR);
@@ -293,8 +298,32 @@ fn switched_off(machine: &Machine<'_>) -> TestResult {
     sends_once("switched on again", || apic::send_self(VECTOR))
 }
 
+/// The host says in memory when an interrupt may end without a word (TLFS "EOI Assist").
+fn eoi_assist(_: &Machine<'_>) -> TestResult {
+    apic::set_eoi_assist(true)?;
+    let before = apic::assisted();
+    let one_by_one = (0..4).try_for_each(|_| sends_once("alone", || apic::send_self(VECTOR)));
+    let assisted = apic::assisted() - before;
+    // One that waits for the end of another needs the access: else it would wait for ever.
+    let in_turn = higher_interrupts_lower_here();
+    apic::set_eoi_assist(false)?;
+    one_by_one?;
+    in_turn?;
+    ensure!(
+        assisted == 4,
+        "{assisted} of 4 interrupts end without an access"
+    );
+    let before = apic::assisted();
+    sends_once("without a page", || apic::send_self(VECTOR))?;
+    ensure!(
+        apic::assisted() == before,
+        "a page that was taken back is in use"
+    );
+    Ok(())
+}
+
 /// Runs `work` in x2APIC mode and goes back to the mode before.
-fn in_x2apic_mode(work: impl FnOnce() -> TestResult) -> TestResult {
+pub(super) fn in_x2apic_mode(work: impl FnOnce() -> TestResult) -> TestResult {
     if cpuid(1)[2] & X2APIC == 0 {
         return Err(Failure::Skipped("there is no x2APIC"));
     }
