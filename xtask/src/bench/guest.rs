@@ -61,7 +61,7 @@ const TEST_KERNEL: &str = "tests=bench count=2000";
 const TEST_KERNEL_WORK: &str = "tests=bench.work count=2000000";
 
 /// Figures of the test kernel: name there, what it is, limit in microseconds.
-const EVENTS: [(&str, &str, Option<f64>); 7] = [
+const EVENTS: [(&str, &str, Option<f64>); 9] = [
     (
         "port_read",
         "  read of a device's port, by the worker",
@@ -74,8 +74,18 @@ const EVENTS: [(&str, &str, Option<f64>); 7] = [
     ),
     ("cpuid", "  CPUID, by the host", None),
     ("apic_read", "  read of the local APIC, by the host", None),
-    ("self_ipi", "IPI to itself, by the host", Some(MAX_EVENT_US)),
-    ("timer_tick", "timer tick, by the host", Some(MAX_EVENT_US)),
+    (
+        "self_ipi",
+        "IPI to itself, by the host, x2APIC with EOI assist",
+        Some(MAX_EVENT_US),
+    ),
+    (
+        "timer_tick_by_deadline",
+        "timer tick, by the host, x2APIC with EOI assist",
+        Some(MAX_EVENT_US),
+    ),
+    ("self_ipi_xapic", "  IPI to itself, xAPIC page", None),
+    ("timer_tick", "  timer tick, xAPIC page", None),
     ("ipi_ping_pong", "  IPI to another VP and back", None),
 ];
 

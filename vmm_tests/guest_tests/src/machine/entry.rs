@@ -298,6 +298,7 @@ extern "C" fn start(address: u64, is_pvh: u32) -> ! {
     vps::identify(0);
     interrupts::init();
     interrupts::load();
+    vps::protect();
     crate::suites::run(match is_pvh {
         0 => Start::ZeroPage(address),
         _ => Start::StartInfo(address),

@@ -1,15 +1,20 @@
 //! The other VPs: how they start, and how they are given work.
 
-#![expect(unsafe_code, reason = "a VP's number is found through GS")]
+#![expect(
+    unsafe_code,
+    reason = "a VP's number is found through GS; control registers"
+)]
 
 use super::clock::{halt_until, wait_for};
 use super::entry::{self, TRAMPOLINE_PAGE};
 use super::memory::write8;
+
 use super::{apic, interrupts};
 use crate::acpi::MAX_PROCESSORS;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use x86_64::VirtAddr;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::GsBase;
 
 /// Vector that wakes a VP that has work.
@@ -48,6 +53,19 @@ pub(super) fn identify(index: usize) {
     let slot = &SLOTS[index.min(MAX_PROCESSORS - 1)];
     slot.index.store(index as u32, Ordering::Release);
     GsBase::write(VirtAddr::from_ptr(slot));
+}
+
+/// Sets what every kernel sets of CR0 and CR4: write protection, large and global pages.
+/// Emulators forget their translations when these change, so it decides what an exit costs.
+/// SMEP and SMAP stay off: programs of the tests run in the kernel's own pages.
+pub(super) fn protect() {
+    // SAFETY: the kernel writes to no read-only page, and replaces no translation.
+    unsafe {
+        Cr0::update(|flags| flags.insert(Cr0Flags::WRITE_PROTECT));
+        Cr4::update(|flags| {
+            flags.insert(Cr4Flags::PAGE_SIZE_EXTENSION | Cr4Flags::PAGE_GLOBAL);
+        });
+    }
 }
 
 /// True once the VP has started.
@@ -120,6 +138,7 @@ pub fn is_idle(vp: usize) -> bool {
 pub(super) extern "C" fn ap_main(index: usize) -> ! {
     identify(index);
     interrupts::load();
+    protect();
     apic::enable();
     let slot = &SLOTS[index.min(MAX_PROCESSORS - 1)];
     slot.online.store(1, Ordering::Release);
