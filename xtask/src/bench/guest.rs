@@ -15,6 +15,7 @@ use super::paravisor::connect;
 use super::paravisor::pss;
 use crate::artifacts::ImageProfile;
 use crate::cache::Cache;
+use crate::cache::write_if_changed;
 use crate::cargo::Workspace;
 use crate::guest::image::GuestParts;
 use crate::guest::initrd;
@@ -97,6 +98,16 @@ struct Boot {
     vtl2_bytes: f64,
 }
 
+/// What was seen with one number of VPs.
+#[derive(Default)]
+struct Boots {
+    with: Vec<Boot>,
+    /// Milliseconds on plain QEMU.
+    plain: Vec<f64>,
+    /// Milliseconds with the host and without the paravisor.
+    alone: Vec<f64>,
+}
+
 /// The files of all machines.
 struct Files {
     linux: GuestParts,
@@ -123,14 +134,15 @@ pub(super) fn measure(rounds: usize) -> anyhow::Result<Report> {
     let bench = Bench::new()?;
     let _lock = bench.lock()?;
     let files = Files::prepare(&bench)?;
-    let mut boots: BTreeMap<u32, (Vec<Boot>, Vec<f64>)> = BTreeMap::new();
+    let mut boots: BTreeMap<u32, Boots> = BTreeMap::new();
     let (mut with, mut work, mut nested) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         for (vps, _) in BOOTS {
             let entry = boots.entry(vps).or_default();
-            entry.0.push(bench.boot_guest(&files, vps)?);
-            entry.1.push(ms(bench.boot_guest_plain(&files, vps)?));
+            entry.with.push(bench.boot_guest(&files, vps)?);
+            entry.plain.push(ms(bench.boot_guest_plain(&files, vps)?));
+            entry.alone.push(ms(bench.boot_guest_alone(&files, vps)?));
         }
         nested.push(nested_kvm::exit_us(
             &bench,
@@ -148,32 +160,40 @@ pub(super) fn measure(rounds: usize) -> anyhow::Result<Report> {
     events(&mut report, &with, median(nested))?;
     work_ratio(&mut report, &work)?;
     let most = boots.into_iter().next_back();
-    memory(&mut report, &most.context("nothing was booted")?.1.0);
+    memory(&mut report, &most.context("nothing was booted")?.1.with);
     Ok(report)
 }
 
-fn boot_times(report: &mut Report, boots: &BTreeMap<u32, (Vec<Boot>, Vec<f64>)>) {
+fn boot_times(report: &mut Report, boots: &BTreeMap<u32, Boots>) {
     for (vps, limit) in BOOTS {
-        let Some((with, plain)) = boots.get(&vps) else {
+        let Some(boots) = boots.get(&vps) else {
             continue;
         };
-        let with = median(with.iter().map(|boot| ms(boot.started)));
-        let plain = median(plain.iter().copied());
+        let with = median(boots.with.iter().map(|boot| ms(boot.started)));
+        let plain = median(boots.plain.iter().copied());
+        let alone = median(boots.alone.iter().copied());
+        let name = |stem: &str, unit: &str| format!("{stem}_{vps}_vps{unit}");
         report.push(
             Figure::new(
-                &format!("guest_init_ratio_{vps}_vps"),
+                &name("guest_init_ratio", ""),
                 &format!("QEMU start to the guest's init, against plain QEMU, {vps} VPs"),
                 Unit::Ratio,
                 with / plain,
             )
             .at_most(limit),
         );
-        for (name, what, value) in [
+        report.push(Figure::new(
+            &name("guest_init_ratio_to_alone", ""),
+            "  against the host alone, without the paravisor",
+            Unit::Ratio,
+            with / alone,
+        ));
+        for (stem, what, value) in [
             ("guest_init", "  with the paravisor", with),
             ("plain_guest_init", "  plain QEMU", plain),
+            ("alone_guest_init", "  host alone", alone),
         ] {
-            let name = format!("{name}_{vps}_vps_ms");
-            report.push(Figure::new(&name, what, Unit::Ms, value));
+            report.push(Figure::new(&name(stem, "_ms"), what, Unit::Ms, value));
         }
     }
 }
@@ -326,6 +346,22 @@ impl Bench {
             .memory(MEMORY)
             .bootarg(linux.command_line.replace("ttyS0", "ttyS2"));
         let mut vm = machine.start(&self.qemu, &self.consoles.join("guest-plain"))?;
+        let line = vm.wait_for_text(Source::Vtl2, GUEST_STARTED, DEADLINE)?;
+        vm.kill()?;
+        Ok(line.at)
+    }
+
+    /// The same without the paravisor: the host starts the guest with the whole machine.
+    fn boot_guest_alone(&self, files: &Files, vps: u32) -> anyhow::Result<Duration> {
+        let consoles = self.consoles.join("guest-alone");
+        let image = consoles.join("linux.igvm");
+        let machine = Machine::without_paravisor(&self.artifacts.vsm_host, &image)
+            .vps(vps)
+            .memory(MEMORY);
+        let first_apic_id = machine.apic_ids().first().copied().unwrap_or_default();
+        let bytes = files.linux.pack_alone(MEMORY.get(), vps, first_apic_id)?;
+        write_if_changed(&image, &bytes)?;
+        let mut vm = machine.start(&self.qemu, &consoles)?;
         let line = vm.wait_for_text(Source::Vtl2, GUEST_STARTED, DEADLINE)?;
         vm.kill()?;
         Ok(line.at)
