@@ -35,6 +35,8 @@ pub const CR0_DEFINED: u64 = 0xe005_003f;
 /// No processor has more than 52 bits of physical address.
 pub const CR3_DEFINED: u64 = (1 << 52) - 1;
 
+/// CR4.DE.
+pub const CR4_DE: u64 = 1 << 3;
 /// CR4.PSE.
 pub const CR4_PSE: u64 = 1 << 4;
 /// CR4.PAE.
@@ -98,9 +100,11 @@ pub const RFLAGS_DEFINED: u64 = 0x003d_7fd7;
 
 /// DR6.BS: a single step.
 pub const DR6_BS: u64 = 1 << 14;
-/// DR6 after reset.
+/// DR6 after reset: the bits that are always one.
 pub const DR6_AT_RESET: u64 = 0xffff_0ff0;
-/// DR7 after reset.
+/// Bits of DR7 by which the four breakpoints are on, two each.
+pub const DR7_ENABLED: u64 = 0xff;
+/// DR7 after reset: the bit that is always one.
 pub const DR7_AT_RESET: u64 = 0x400;
 /// IA32_PAT after reset.
 pub const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;

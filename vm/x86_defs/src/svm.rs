@@ -100,6 +100,15 @@ pub struct Intercepts4 {
     _rest: u32,
 }
 
+/// Intercepts of debug registers (offset 0x004): a bit for each register.
+#[bitfield(u32)]
+pub struct DebugIntercepts {
+    /// Reads.
+    pub reads: u16,
+    /// Writes.
+    pub writes: u16,
+}
+
 /// Why a VM exit happened (APM appendix C; named as there).
 #[open_enum]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromZeros)]
@@ -107,6 +116,18 @@ pub struct Intercepts4 {
 pub enum ExitCode {
     /// Write of CR8.
     CR8_WRITE = 0x18,
+    /// Write of DR0.
+    DR0_WRITE = 0x30,
+    /// Write of DR1.
+    DR1_WRITE = 0x31,
+    /// Write of DR2.
+    DR2_WRITE = 0x32,
+    /// Write of DR3.
+    DR3_WRITE = 0x33,
+    /// Write of DR5, another name of DR7 or none.
+    DR5_WRITE = 0x35,
+    /// Write of DR7.
+    DR7_WRITE = 0x37,
     /// Exception #DB.
     EXCEPTION_DB = 0x41,
     /// Exception #AC.

@@ -108,5 +108,5 @@ fn guests_processors_start_and_talk_to_each_other() {
 
 #[test]
 fn a_guest_reaches_nothing_of_vtl2_or_the_host() {
-    passes(2, "tests=hypercalls,isolation count=2000", &[]);
+    passes(2, "tests=hypercalls,isolation,breakpoints count=2000", &[]);
 }

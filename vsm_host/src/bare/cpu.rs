@@ -18,14 +18,14 @@ use vsm_host::partition::guest::Entry;
 use vsm_host::partition::mailbox::Sleeper;
 use vsm_host::partition::{Next, Partition, Processor, Vp};
 use vsm_host::svm::idle::{self, HostState};
-use vsm_host::svm::vmcb;
+use vsm_host::svm::{debug, vmcb};
 use vsm_host::vtl::VTL_COUNT;
 use x86_64::instructions::segmentation::{CS, SS, Segment};
 use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 use x86_defs::msr::{TSC_AUX, VM_CR, VM_HSAVE_PA};
 use x86_defs::svm::{ExitCode, Vmcb};
-use x86_defs::{CR4_PGE, CR4_PSE, CR4_SMAP, CR4_SMEP};
+use x86_defs::{CR4_PGE, CR4_PSE, CR4_SMAP, CR4_SMEP, DR7_AT_RESET};
 
 const VM_CR_SVM_DISABLED: u64 = 1 << 4;
 /// CPUID 0x80000001 EDX.
@@ -94,6 +94,24 @@ impl Processor for Physical {
             let old = msr.read();
             msr.write(value & LOW_32);
             old
+        }
+    }
+
+    fn debug_addresses(&self) -> [u64; 4] {
+        let [a, b, c, d]: [u64; 4];
+        // SAFETY: reads registers.
+        unsafe {
+            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+                 out(reg) a, out(reg) b, out(reg) c, out(reg) d, options(nomem, nostack));
+        }
+        [a, b, c, d]
+    }
+
+    fn set_debug_addresses(&self, [a, b, c, d]: [u64; 4]) {
+        // SAFETY: no breakpoint is on while the host runs, and it does not use the registers.
+        unsafe {
+            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+                 in(reg) a, in(reg) b, in(reg) c, in(reg) d, options(nomem, nostack));
         }
     }
 
@@ -213,11 +231,18 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
         let code = match partition.prepare(vp, &Physical) {
             Entry::Run => {
                 cr4.follow(vp.vmcb().save.cr4);
+                let breakpoints = debug::armed(vp.vmcb().save.dr7, &Physical);
                 let vmcb = &raw mut *vp.vtls[vp.vtl.index()].vmcb as u64;
+                if let Some(dr7) = breakpoints {
+                    set_dr7(dr7);
+                }
                 // SAFETY: the block, the maps it names and the nested page table are valid
                 // and stay so; VM_HSAVE_PA is set; the nested page table keeps the VTL out
                 // of all memory that Rust knows of. `run_vp` preserves what the ABI demands.
                 unsafe { run_vp(&mut vp.gprs, vmcb, host_address) };
+                if breakpoints.is_some() {
+                    set_dr7(DR7_AT_RESET);
+                }
                 vp.vmcb().control.exit_code
             }
             Entry::Idle => {
@@ -248,6 +273,12 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
             }
         }
     }
+}
+
+/// Arms breakpoints or takes them all back.
+fn set_dr7(value: u64) {
+    // SAFETY: `debug::armed` leaves out what the host could run into.
+    unsafe { asm!("mov dr7, {}", in(reg) value, options(nostack)) };
 }
 
 /// CR4 of the host, which follows that of the VTL where it can: an exit and the next entry

@@ -93,6 +93,15 @@ impl Partition {
                     },
                 )
             }
+            ExitCode::DR0_WRITE
+            | ExitCode::DR1_WRITE
+            | ExitCode::DR2_WRITE
+            | ExitCode::DR3_WRITE
+            | ExitCode::DR5_WRITE
+            | ExitCode::DR7_WRITE => {
+                self.write_debug_register(vp, processor);
+                Next::Resume
+            }
             ExitCode::IOIO => {
                 self.port(vp, info1.into(), info2);
                 Next::Resume

@@ -8,6 +8,7 @@ mod alone;
 pub mod apic;
 pub mod counters;
 pub mod crash;
+mod debug;
 mod exits;
 pub mod guest;
 pub mod intercepts;
@@ -68,6 +69,10 @@ pub trait Processor: RamAccess {
     fn write_device(&self, address: u64, value: u32);
     /// Sets the MSR TSC_AUX and tells what it was.
     fn exchange_tsc_aux(&self, value: u64) -> u64;
+    /// DR0 to DR3.
+    fn debug_addresses(&self) -> [u64; 4];
+    /// Sets DR0 to DR3.
+    fn set_debug_addresses(&self, addresses: [u64; 4]);
     /// XCR0; 1 if the processor has none.
     fn xcr0(&self) -> u64;
     /// Sets XCR0 to a value that the processor takes.
@@ -377,6 +382,8 @@ pub struct VpVtl {
     pub(crate) assist: OverlayPage,
     /// Register page, which has been checked.
     pub(crate) register_page: OverlayPage,
+    /// Its DR0 to DR3 while it has breakpoints on and another VTL runs.
+    debug_addresses: Option<[u64; 4]>,
     /// Whether it can take an NMI.
     pub(crate) nmis: Nmis,
     pub(crate) code: CodePage,
@@ -407,6 +414,7 @@ impl Vp {
                 vmcb: block(vtl),
                 assist: OverlayPage::new(),
                 register_page: OverlayPage::new(),
+                debug_addresses: None,
                 nmis: Nmis::default(),
                 code: CodePage::default(),
                 tsc_invariant_control: 0,
@@ -432,12 +440,19 @@ impl Vp {
 
     /// What a store of the VTL that the VP is in stores.
     pub(crate) fn source_value(&self, source: Source) -> u32 {
-        let save = &self.vmcb().save;
         match source {
             Source::Immediate(value) => value,
-            Source::Register(gpr::RAX) => save.rax as u32,
-            Source::Register(gpr::RSP) => save.rsp as u32,
-            Source::Register(number) => self.gprs[number] as u32,
+            Source::Register(number) => self.register(number) as u32,
+        }
+    }
+
+    /// A general-purpose register of the VTL that the VP is in.
+    pub(crate) fn register(&self, number: usize) -> u64 {
+        let save = &self.vmcb().save;
+        match number {
+            gpr::RAX => save.rax,
+            gpr::RSP => save.rsp,
+            _ => self.gprs[number],
         }
     }
 

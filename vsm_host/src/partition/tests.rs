@@ -33,6 +33,7 @@ pub(crate) struct FakeProcessor {
     pub fired: RefCell<Vec<u32>>,
     pub written: RefCell<Vec<(u64, u32)>>,
     pub tsc_aux: Cell<u64>,
+    pub debug_addresses: Cell<[u64; 4]>,
     pub xcr0: Cell<u64>,
     pub log: RefCell<Vec<String>>,
 }
@@ -110,6 +111,14 @@ impl Processor for FakeProcessor {
         self.tsc_aux.replace(value)
     }
 
+    fn debug_addresses(&self) -> [u64; 4] {
+        self.debug_addresses.get()
+    }
+
+    fn set_debug_addresses(&self, addresses: [u64; 4]) {
+        self.debug_addresses.set(addresses);
+    }
+
     fn xcr0(&self) -> u64 {
         self.xcr0.get()
     }
@@ -166,6 +175,7 @@ pub(crate) fn setup_with(change: impl FnOnce(&mut Config)) -> (Partition, Vp, Fa
         fired: RefCell::default(),
         written: RefCell::default(),
         tsc_aux: Cell::new(0),
+        debug_addresses: Cell::default(),
         xcr0: Cell::new(1),
         log: RefCell::default(),
     };

@@ -4,7 +4,7 @@
 
 pub mod check;
 pub mod context;
-pub mod cr8;
+pub mod debug;
 pub mod fetch;
 pub mod flags;
 pub mod idle;
@@ -12,5 +12,6 @@ pub mod nmi;
 pub mod paging;
 pub mod permissions;
 pub mod shadow;
+pub mod special;
 pub mod store;
 pub mod vmcb;

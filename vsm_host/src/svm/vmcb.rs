@@ -1,7 +1,7 @@
 //! What the host does with control blocks.
 
 use x86_defs::svm::{EventInjection, ExceptionIntercepts, Intercepts3, Intercepts4, Save, Vmcb};
-use x86_defs::{DR6_BS, EFER_LMA, RFLAGS_TF};
+use x86_defs::{DR6_BS, EFER_LMA, RFLAGS_RF, RFLAGS_TF};
 use zerocopy::FromZeros;
 
 /// Value of `tlb_control` that forgets all translations.
@@ -110,6 +110,8 @@ pub fn flush(vmcb: &mut Vmcb) {
 /// processor itself, which has not executed it, would only stop behind the next one.
 pub fn advance(vmcb: &mut Vmcb, next_rip: u64) {
     vmcb.save.rip = next_rip;
+    // It holds back breakpoints at one instruction, which was this one.
+    vmcb.save.rflags &= !RFLAGS_RF;
     vmcb.control.interrupt_shadow = 0;
     if vmcb.save.rflags & RFLAGS_TF != 0 && !vmcb.control.event_injection.valid() {
         vmcb.save.dr6 |= DR6_BS;

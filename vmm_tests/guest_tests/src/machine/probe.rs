@@ -15,6 +15,8 @@ pub const PROBE_MAGIC: u64 = u64::from_le_bytes(*b"GUESTTRY");
 /// (bits 32-63).
 pub const FAULT_TAKEN: u32 = 1 << 8;
 
+/// #DB.
+pub const DB: u8 = 1;
 /// #UD.
 pub const UD: u8 = 6;
 /// #GP.
@@ -133,6 +135,22 @@ probed! {
     rsm = "rsm";
     /// XSETBV.
     xsetbv = "xsetbv";
+    /// Sets all breakpoints: DR0 to DR3 to RAX to RDX, then DR7 to RDI.
+    set_breakpoints = "mov dr0, rax; mov dr1, rbx; mov dr2, rcx; mov dr3, rdx; mov dr7, rdi";
+    /// Reads DR7 into RAX, DR6 into RBX, DR0 to RCX, DR3 to RDX.
+    debug_registers = "mov rax, dr7; mov rbx, dr6; mov rcx, dr0; mov rdx, dr3";
+    /// Sets DR7 to RAX.
+    set_dr7 = "mov dr7, rax";
+    /// Sets DR7 to RAX by its other name.
+    set_dr5 = "mov dr5, rax";
+    /// Sets DR6 to RAX.
+    set_dr6 = "mov dr6, rax";
+    /// Sets DR3 to RAX.
+    set_dr3 = "mov dr3, rax";
+    /// Reads CR4 into RAX.
+    cr4 = "mov rax, cr4";
+    /// Sets CR4 to RAX.
+    set_cr4 = "mov cr4, rax";
     /// INT3, to see that probes work at all.
     int3 = "int3";
     /// Reads a byte at RBX.

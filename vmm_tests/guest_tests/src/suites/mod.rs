@@ -2,6 +2,7 @@
 
 mod apic;
 mod bench;
+mod breakpoints;
 mod devices;
 mod endings;
 mod environment;
@@ -79,6 +80,7 @@ const SUITES: &[&[Test]] = &[
     hypercalls::TESTS,
     synic::TESTS,
     isolation::TESTS,
+    breakpoints::TESTS,
     serial::TESTS,
     bench::TESTS,
     endings::TESTS,

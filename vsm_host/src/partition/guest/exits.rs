@@ -61,6 +61,15 @@ impl Partition {
                 lapic::write_cr8(self, vp, processor);
                 Next::Resume
             }
+            ExitCode::DR0_WRITE
+            | ExitCode::DR1_WRITE
+            | ExitCode::DR2_WRITE
+            | ExitCode::DR3_WRITE
+            | ExitCode::DR5_WRITE
+            | ExitCode::DR7_WRITE => {
+                self.write_debug_register(vp, processor);
+                Next::Resume
+            }
             // An NMI may come after it, which `svm::nmi` has noted.
             ExitCode::IRET => Next::Resume,
             ExitCode::EXCEPTION_DB => {

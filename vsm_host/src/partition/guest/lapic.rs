@@ -19,10 +19,11 @@ use super::{Entry, synic};
 use crate::clock::Frequencies;
 use crate::guest_memory::GuestMemory;
 use crate::partition::{Partition, Processor, Vp, gpr};
+use crate::svm::context;
 use crate::svm::nmi::Nmis;
+use crate::svm::special::{self, Target};
 use crate::svm::store::{self, Access};
 use crate::svm::vmcb::{self, Exception};
-use crate::svm::{context, cr8};
 use crate::vtl::Vtl;
 use igvm_loader::StartContext;
 use vapic::{
@@ -235,22 +236,19 @@ pub fn halt(vp: &mut Vp) {
 /// MOV to CR8, at which the VP stands.
 pub fn write_cr8(partition: &Partition, vp: &mut Vp, processor: &impl Processor) {
     let memory = partition.memory(Vtl::GUEST, processor);
-    let vmcb = &mut vp.vtls[GUEST].vmcb;
-    let Some(cr8::Write { source, next_rip }) = cr8::write_at(&memory, &vmcb.save) else {
-        vmcb::inject(vmcb, Exception::InvalidOpcode);
+    let written = special::write_at(&memory, &vp.vtls[GUEST].vmcb.save);
+    let Some(written) = written.filter(|written| written.target == Target::Cr8) else {
+        vmcb::inject(&mut vp.vtls[GUEST].vmcb, Exception::InvalidOpcode);
         return;
     };
-    let value = match source {
-        gpr::RAX => vmcb.save.rax,
-        gpr::RSP => vmcb.save.rsp,
-        _ => vp.gprs[source],
-    };
+    let value = vp.register(written.source);
+    let vmcb = &mut vp.vtls[GUEST].vmcb;
     if value > 0xf {
         vmcb::inject(vmcb, Exception::GeneralProtection);
         return;
     }
     vmcb.control.virtual_interrupt.set_tpr(value as u8);
-    vmcb::advance(vmcb, next_rip);
+    vmcb::advance(vmcb, written.next_rip);
     sync_tpr(vp);
 }
 

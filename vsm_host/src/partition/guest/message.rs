@@ -1,16 +1,13 @@
 //! Intercept messages: what the guest did, for VTL2.
 
 use crate::partition::{Partition, Processor, Vp, gpr};
-use crate::svm::{fetch, vmcb};
+use crate::svm::{debug, fetch, vmcb};
 use hv_defs::intercept::{
     AccessType, ExecutionState, INSTRUCTION_BYTES, InterceptHeader, LengthAndCr8,
 };
 use hv_defs::vp_context::{HvX64SegmentRegister, SegmentAttributes};
 use x86_defs::svm::{Save, Segment};
 use x86_defs::{CR0_AM, CR0_PE, EFER_LMA};
-
-/// DR7: a breakpoint is on.
-const DR7_ENABLED: u64 = 0xff;
 
 /// A segment register in the form of the TLFS.
 pub(super) fn segment(register: &Segment) -> HvX64SegmentRegister {
@@ -38,7 +35,7 @@ pub(super) fn header(vp: &Vp, access_type: AccessType, length: u64) -> Intercept
             .with_cr0_pe(save.cr0 & CR0_PE != 0)
             .with_cr0_am(save.cr0 & CR0_AM != 0)
             .with_efer_lma(save.efer & EFER_LMA != 0)
-            .with_debug_active(save.dr7 & DR7_ENABLED != 0)
+            .with_debug_active(debug::is_on(save.dr7))
             .with_interruption_pending(vmcb.control.event_injection.valid())
             .with_vtl(vp.vtl.number())
             .with_interrupt_shadow(vmcb.control.interrupt_shadow & vmcb::SHADOW != 0),

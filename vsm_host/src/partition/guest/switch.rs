@@ -1,9 +1,10 @@
 //! From VTL2 to the guest and back.
 
 use super::{Entry, lapic};
+use crate::partition::debug::{put_aside, take_back};
 use crate::partition::{Next, Partition, Processor, Vp, gpr};
-use crate::svm::check;
 use crate::svm::vmcb::Exception;
+use crate::svm::{check, debug};
 use crate::vtl::Vtl;
 use core::mem::offset_of;
 use hv_defs::intercept::{InvalidVpRegister, VtlEntryReason};
@@ -25,13 +26,16 @@ const MESSAGE: u64 = offset_of!(HvVpAssistPage, intercept_message) as u64;
 impl Partition {
     /// What the VP's CPU does next.
     pub fn prepare(&self, vp: &mut Vp, processor: &impl Processor) -> Entry {
-        if vp.vtl == Vtl::GUEST {
-            return lapic::before_entry(self, vp, processor);
-        }
-        if self.inject_nmi(vp) {
-            lapic::look_again_soon(self, vp, processor);
-        }
-        Entry::Run
+        let entry = if vp.vtl == Vtl::GUEST {
+            lapic::before_entry(self, vp, processor)
+        } else {
+            if self.inject_nmi(vp) {
+                lapic::look_again_soon(self, vp, processor);
+            }
+            Entry::Run
+        };
+        debug::prepare(vp.vmcb_mut());
+        entry
     }
 
     /// VTL return: VTL2, which stands at the VMMCALL, goes to the guest.
@@ -57,7 +61,9 @@ impl Partition {
         }
         self.take_register_page(vp, processor);
         let cr2 = vp.vmcb().save.cr2;
+        put_aside(vp, processor);
         vp.vtl = Vtl::GUEST;
+        take_back(vp, processor);
         vp.gprs[gpr::RCX] = rcx;
         let save = &mut vp.vmcb_mut().save;
         (save.rax, save.cr2) = (rax, cr2);
@@ -124,7 +130,9 @@ impl Partition {
         }
         self.fill_register_page(vp, processor);
         let (rax, cr2) = (vp.vmcb().save.rax, vp.vmcb().save.cr2);
+        put_aside(vp, processor);
         vp.vtl = Vtl::PARAVISOR;
+        take_back(vp, processor);
         let save = &mut vp.vmcb_mut().save;
         (save.rax, save.cr2) = (rax, cr2);
         exchange_tsc_aux(vp, processor);

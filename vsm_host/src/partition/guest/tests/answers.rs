@@ -6,7 +6,7 @@ use crate::partition::tests::GUEST_RAM;
 use hv_defs::msr::*;
 use hv_defs::synic::TimerConfig;
 use x86_defs::msr::{APIC_BASE, EFER, MTRR_CAP};
-use x86_defs::{CR4_OSXSAVE, EFER_LMA};
+use x86_defs::{CR4_DE, CR4_OSXSAVE, EFER_LMA, RFLAGS_RF};
 
 /// Where the guest's code is.
 const GUEST_CODE: u64 = GUEST_RAM.start() + 0x1000;
@@ -270,6 +270,73 @@ fn a_single_step_stops_behind_what_the_host_executes() {
     // One that faults has not been executed.
     let unknown = machine.rdmsr(0x1a0);
     assert_eq!(unknown, Err(GP));
+}
+
+#[test]
+fn debug_registers_hold_what_the_guest_writes() {
+    let mut machine = Machine::in_code();
+    let mov = |machine: &mut Machine, modrm: u8, value: u64| {
+        machine.vp.gprs[gpr::RDX] = value;
+        machine.executes(&[0x0f, 0x23, modrm], ExitCode::DR7_WRITE, 0);
+        let save = &machine.vp.vmcb().save;
+        let moved = save.rip == GUEST_CODE + 3;
+        assert_eq!(moved, machine.fault().is_none());
+        machine.fault()
+    };
+    // mov dr7, rdx; mov dr5, rdx; mov dr4, rdx; mov dr2, rdx
+    assert_eq!(mov(&mut machine, 0xfa, 0x103), None);
+    assert_eq!(machine.vp.vmcb().save.dr7, 0x503);
+    assert_eq!(mov(&mut machine, 0xea, 0x30), None);
+    assert_eq!(machine.vp.vmcb().save.dr7, 0x430);
+    assert_eq!(mov(&mut machine, 0xe2, 1), None);
+    assert_eq!(machine.vp.vmcb().save.dr6, 0xffff_0ff1);
+    assert_eq!(mov(&mut machine, 0xd2, u64::MAX), None);
+    assert_eq!(machine.processor.debug_addresses.get(), [0, 0, u64::MAX, 0]);
+    // The upper half is reserved; DR4 and DR5 may be none.
+    assert_eq!(mov(&mut machine, 0xfa, 1 << 32), Some(GP));
+    machine.vp.vmcb_mut().save.cr4 |= CR4_DE;
+    assert_eq!(mov(&mut machine, 0xea, 0), Some(UD));
+    assert_eq!(machine.vp.vmcb().save.dr7, 0x430);
+    // Other bytes, such as another VP may have put there.
+    assert_eq!(mov(&mut machine, 0x3a, 0), None);
+    machine.executes(&[0x90], ExitCode::DR7_WRITE, 0);
+    assert_eq!(machine.fault(), Some(UD));
+    machine.executes(&[0x44, 0x0f, 0x22, 0xc0], ExitCode::DR7_WRITE, 0);
+    assert_eq!(machine.fault(), Some(UD));
+}
+
+#[test]
+fn a_vtl_with_breakpoints_finds_its_own_addresses() {
+    let mut machine = Machine::in_code();
+    let addresses = |machine: &Machine| machine.processor.debug_addresses.get();
+    // Nothing is on: they are shared.
+    machine.processor.debug_addresses.set([1; 4]);
+    machine.exit(ExitCode::INTR, 0, 0);
+    assert_eq!(addresses(&machine), [1; 4]);
+    // VTL2 gives the guest a breakpoint.
+    machine.processor.debug_addresses.set([2; 4]);
+    machine.vp.vtls[Vtl::GUEST.index()].vmcb.save.dr7 = 0x401;
+    machine.back_in_code();
+    assert_eq!(addresses(&machine), [2; 4]);
+    // Then it has one itself, at other addresses.
+    machine.exit(ExitCode::INTR, 0, 0);
+    machine.processor.debug_addresses.set([3; 4]);
+    machine.vp.vmcb_mut().save.dr7 = 0x401;
+    machine.back_in_code();
+    assert_eq!(addresses(&machine), [2; 4]);
+    machine.vp.vmcb_mut().save.dr7 = 0x400;
+    machine.processor.debug_addresses.set([4; 4]);
+    machine.exit(ExitCode::INTR, 0, 0);
+    assert_eq!(addresses(&machine), [3; 4]);
+}
+
+#[test]
+fn a_breakpoint_is_held_back_at_one_instruction_only() {
+    let mut machine = Machine::in_code();
+    machine.vp.vmcb_mut().save.rflags |= RFLAGS_RF;
+    machine.set_operands(HV_X64_MSR_VP_INDEX, 0);
+    machine.executes(RDMSR, ExitCode::MSR, 0);
+    assert_eq!(machine.vp.vmcb().save.rflags & RFLAGS_RF, 0);
 }
 
 #[test]
