@@ -59,7 +59,7 @@ const MAX_VTL2_BYTES: f64 = 70.0 * 1_048_576.0;
 const TEST_KERNEL: &str = "tests=bench count=2000";
 
 /// The same for work without exits, long enough for a figure.
-const TEST_KERNEL_WORK: &str = "tests=bench.work count=2000000";
+const TEST_KERNEL_WORK: &str = "tests=bench.work count=8000000";
 
 /// Figures of the test kernel: name there, what it is, limit in microseconds.
 const EVENTS: [(&str, &str, Option<f64>); 9] = [

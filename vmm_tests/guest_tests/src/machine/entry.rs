@@ -62,15 +62,15 @@ global_asm!(
     .section .data.boot_tables, "aw"
     .balign 4096
 boot_pml4:
-    .quad boot_pdpt + 7
+    .quad boot_pdpt + 3
     .skip 4088
 boot_pdpt:
     .set gib, 0
     .rept 512
     .if gib == 3
-    .quad (gib << 30) + 0xff
+    .quad (gib << 30) + 0xfb
     .else
-    .quad (gib << 30) + 0xe7
+    .quad (gib << 30) + 0xe3
     .endif
     .set gib, gib + 1
     .endr

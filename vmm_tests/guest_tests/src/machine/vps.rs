@@ -8,6 +8,7 @@
 use super::clock::{halt_until, wait_for};
 use super::entry::{self, TRAMPOLINE_PAGE};
 use super::memory::write8;
+use super::probe::cpuid;
 
 use super::{apic, interrupts};
 use crate::acpi::MAX_PROCESSORS;
@@ -55,15 +56,23 @@ pub(super) fn identify(index: usize) {
     GsBase::write(VirtAddr::from_ptr(slot));
 }
 
-/// Sets what every kernel sets of CR0 and CR4: write protection, large and global pages.
-/// Emulators forget their translations when these change, so it decides what an exit costs.
-/// SMEP and SMAP stay off: programs of the tests run in the kernel's own pages.
+/// Sets what kernels set of CR0 and CR4: write protection, large and global pages, and no
+/// access to a program's pages. Emulators forget their translations when these change, so it
+/// decides what an exit costs.
 pub(super) fn protect() {
-    // SAFETY: the kernel writes to no read-only page, and replaces no translation.
+    const SMEP: u32 = 1 << 7;
+    const SMAP: u32 = 1 << 20;
+    let features = cpuid(7)[1];
+    // SAFETY: the kernel writes to no read-only page, replaces no translation, and has no
+    // page that a program could use.
     unsafe {
         Cr0::update(|flags| flags.insert(Cr0Flags::WRITE_PROTECT));
         Cr4::update(|flags| {
             flags.insert(Cr4Flags::PAGE_SIZE_EXTENSION | Cr4Flags::PAGE_GLOBAL);
+            let smep = Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
+            flags.set(smep, features & SMEP != 0);
+            let smap = Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
+            flags.set(smap, features & SMAP != 0);
         });
     }
 }
