@@ -11,6 +11,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum HypercallCode {
+    /// Send an interrupt to VPs 0 to 63.
+    SEND_SYNTHETIC_CLUSTER_IPI = 0x000b,
     /// Change what a lower VTL may do with GPA pages.
     MODIFY_VTL_PROTECTION_MASK = 0x000c,
     /// Enable a VTL on a VP and give its initial context.
@@ -19,6 +21,8 @@ pub enum HypercallCode {
     VTL_CALL = 0x0011,
     /// Return to the lower VTL (through the hypercall page).
     VTL_RETURN = 0x0012,
+    /// Send an interrupt to any VPs.
+    SEND_SYNTHETIC_CLUSTER_IPI_EX = 0x0015,
     /// Choose what of a lower VTL is intercepted.
     INSTALL_INTERCEPT = 0x004d,
     /// Read VP registers.
@@ -339,6 +343,40 @@ pub struct TranslateVirtualAddressOutput {
     pub gpa_page: u64,
 }
 
+/// Input of `SEND_SYNTHETIC_CLUSTER_IPI`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SendClusterIpi {
+    /// Vector.
+    pub vector: u32,
+    /// VTL that is interrupted.
+    pub target_vtl: HvInputVtl,
+    /// Must be zero.
+    pub rsvd: [u8; 3],
+    /// A bit for each VP from 0 on.
+    pub processors: u64,
+}
+
+/// Input of `SEND_SYNTHETIC_CLUSTER_IPI_EX`, followed by a u64 for each bank of
+/// `valid_banks`, in ascending order; their number is the size of the variable header.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SendClusterIpiEx {
+    /// Vector.
+    pub vector: u32,
+    /// VTL that is interrupted.
+    pub target_vtl: HvInputVtl,
+    /// Must be zero.
+    pub rsvd: [u8; 3],
+    /// [`HV_VP_SET_SPARSE`], or 1 for all VPs.
+    pub format: u64,
+    /// A bit for each bank of 64 VPs that follows.
+    pub valid_banks: u64,
+}
+
+/// `HV_GENERIC_SET_SPARSE_4K`: banks of 64 VPs.
+pub const HV_VP_SET_SPARSE: u64 = 0;
+
 /// `EnterSleepState::sleep_state` for power-off.
 pub const HV_SLEEP_STATE_S5: u32 = 5;
 
@@ -346,6 +384,8 @@ const _: () = assert!(size_of::<GetSetVpRegisters>() == 16);
 const _: () = assert!(size_of::<EnableVpVtl>() == 240);
 const _: () = assert!(size_of::<GetVpIndexFromApicId>() == 16);
 const _: () = assert!(size_of::<ModifyVtlProtectionMask>() == 16);
+const _: () = assert!(size_of::<SendClusterIpi>() == 16);
+const _: () = assert!(size_of::<SendClusterIpiEx>() == 24);
 const _: () = assert!(size_of::<TranslateVirtualAddress>() == 32);
 const _: () = assert!(size_of::<TranslateVirtualAddressOutput>() == 16);
 const _: () = assert!(

@@ -42,6 +42,8 @@ pub const LAYOUT: &[Structure] = &[
     structure!("struct mshv_vp_registers", VpRegisters: count, reserved, regs_ptr;),
     structure!("struct mshv_vtl_ram_disposition", RamDisposition: start_pfn, last_pfn;),
     structure!("struct mshv_vtl_set_poll_file", SetPollFile: cpu, fd;),
+    structure!("struct mshv_vtl_set_eventfd", SetEventfd: fd, flag;),
+    structure!("struct mshv_sint_mask", SintMask: mask, reserved;),
     structure!(
         "struct mshv_vtl_hvcall_setup",
         HvcallSetup: bitmap_array_size, allow_bitmap_ptr;
@@ -75,6 +77,8 @@ pub const NUMBERS: &[(&str, u32)] = &[
     ("MSHV_HVCALL", HVCALL),
     ("MSHV_ADD_VTL0_MEMORY", ADD_VTL0_MEMORY),
     ("MSHV_SET_POLL_FILE", SET_POLL_FILE),
+    ("MSHV_SINT_SET_EVENTFD", SINT_SET_EVENTFD),
+    ("MSHV_SINT_PAUSE_MESSAGE_STREAM", SINT_PAUSE_MESSAGE_STREAM),
     ("MSHV_RETURN_TO_LOWER_VTL", RETURN_TO_LOWER_VTL),
     ("MSHV_CAP_REGISTER_PAGE", CAP_REGISTER_PAGE),
     ("MSHV_MAX_RUN_MSG_SIZE", MESSAGE_BYTES as u32),

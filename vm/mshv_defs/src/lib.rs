@@ -1,6 +1,7 @@
 //! The interface of Linux's `mshv_vtl` driver, through which a process in VTL2 runs VTL0:
-//! numbers and structures of `/dev/mshv`, the VTL's file, `/dev/mshv_hvcall` and
-//! `/dev/mshv_vtl_low`, and the page that the driver shares with it for each CPU.
+//! numbers and structures of `/dev/mshv`, the VTL's file, `/dev/mshv_hvcall`,
+//! `/dev/mshv_vtl_low` and `/dev/mshv_sint`, and the page that the driver shares with it for
+//! each CPU.
 //!
 //! Definitions only, declared once. The driver's sources (`drivers/hv/mshv_vtl_main.c`,
 //! `drivers/hv/mshv_vtl.h`) are the only description, and what is not in
@@ -8,7 +9,7 @@
 //! C program against the headers of the kernel that is built, which compares each size,
 //! offset and number with [`LAYOUT`] and [`NUMBERS`].
 //!
-//! `/dev/mshv_sint` is left out on purpose: without VMBus, reading it stops the kernel.
+//! `/dev/mshv_sint` is for event flags only: without VMBus, reading it stops the kernel.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -32,6 +33,9 @@ pub const HVCALL_DEVICE: &str = "/dev/mshv_hvcall";
 /// Path of the device that maps VTL0's memory; an offset in it is a physical address.
 pub const LOW_DEVICE: &str = "/dev/mshv_vtl_low";
 
+/// Path of the device for event flags. It may be opened only if VTL2 has VMBus.
+pub const SINT_DEVICE: &str = "/dev/mshv_sint";
+
 /// `MSHV_CHECK_EXTENSION` of [`DEVICE`]: returns what it knows of a `CAP_*`.
 pub const CHECK_EXTENSION: u32 = number(WRITE, 0x00, size_of::<u32>());
 /// `MSHV_GET_VP_REGISTERS` of the VTL: [`VpRegisters`].
@@ -46,6 +50,10 @@ pub const HVCALL_SETUP: u32 = number(WRITE, 0x1e, size_of::<HvcallSetup>());
 pub const HVCALL: u32 = number(READ | WRITE, 0x1f, size_of::<Hvcall>());
 /// `MSHV_ADD_VTL0_MEMORY` of the VTL: [`RamDisposition`].
 pub const ADD_VTL0_MEMORY: u32 = number(WRITE, 0x21, size_of::<RamDisposition>());
+/// `MSHV_SINT_SET_EVENTFD` of [`SINT_DEVICE`]: [`SetEventfd`].
+pub const SINT_SET_EVENTFD: u32 = number(WRITE, 0x24, size_of::<SetEventfd>());
+/// `MSHV_SINT_PAUSE_MESSAGE_STREAM` of [`SINT_DEVICE`]: [`SintMask`].
+pub const SINT_PAUSE_MESSAGE_STREAM: u32 = number(WRITE, 0x25, size_of::<SintMask>());
 /// `MSHV_SET_POLL_FILE` of the VTL: [`SetPollFile`].
 pub const SET_POLL_FILE: u32 = number(WRITE, 0x25, size_of::<SetPollFile>());
 /// `MSHV_RETURN_TO_LOWER_VTL` of the VTL: runs VTL0 on this CPU.
@@ -96,6 +104,26 @@ pub struct SetPollFile {
     pub cpu: u32,
     /// File.
     pub fd: u32,
+}
+
+/// Argument of [`SINT_SET_EVENTFD`]: what an event flag of source 7 signals.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SetEventfd {
+    /// File; negative: none any more.
+    pub fd: i32,
+    /// Flag.
+    pub flag: u32,
+}
+
+/// Argument of [`SINT_PAUSE_MESSAGE_STREAM`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SintMask {
+    /// Not 0: source 7 interrupts no CPU.
+    pub mask: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
 }
 
 /// Argument of [`HVCALL_SETUP`].
