@@ -368,7 +368,7 @@ pub struct SendClusterIpiEx {
     pub target_vtl: HvInputVtl,
     /// Must be zero.
     pub rsvd: [u8; 3],
-    /// [`HV_VP_SET_SPARSE`], or 1 for all VPs.
+    /// [`HV_VP_SET_SPARSE`] or [`HV_VP_SET_ALL`].
     pub format: u64,
     /// A bit for each bank of 64 VPs that follows.
     pub valid_banks: u64,
@@ -376,6 +376,8 @@ pub struct SendClusterIpiEx {
 
 /// `HV_GENERIC_SET_SPARSE_4K`: banks of 64 VPs.
 pub const HV_VP_SET_SPARSE: u64 = 0;
+/// `HV_GENERIC_SET_ALL`: all VPs, without banks.
+pub const HV_VP_SET_ALL: u64 = 1;
 
 /// `EnterSleepState::sleep_state` for power-off.
 pub const HV_SLEEP_STATE_S5: u32 = 5;

@@ -72,6 +72,10 @@ impl Processor for Physical {
         lapic::send_nmi(apic_id as u8);
     }
 
+    fn interrupt(&self, apic_id: u32, vector: u8) {
+        lapic::send_fixed(apic_id as u8, vector);
+    }
+
     fn arm_timer(&self, vp: u32, at_tsc: Option<u64>) -> bool {
         timer::arm(vp, at_tsc)
     }

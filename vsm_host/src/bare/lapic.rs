@@ -1,9 +1,9 @@
 //! The local APIC of the CPU that runs here, by its registers in memory.
 //!
 //! It belongs to VTL2, except that VTL2's writes go through `partition::apic`. The host
-//! uses it before VTL2 runs (to start the other CPUs and to measure the timer) and for
-//! one thing afterwards: the NMI that wakes a parked CPU. It leaves the registers as it
-//! found them.
+//! uses it before VTL2 runs (to start the other CPUs and to measure the timer), and
+//! afterwards to send: NMIs that call CPUs, and interrupts that VTL2 has asked for. It
+//! leaves the registers as it found them.
 
 #![expect(unsafe_code, reason = "local APIC registers")]
 
@@ -68,11 +68,20 @@ pub(crate) fn start_others(page: u8) {
 /// Sends an NMI to the CPU with APIC id `apic_id` (physical destination, xAPIC). Returns
 /// when it has been accepted.
 pub(crate) fn send_nmi(apic_id: u8) {
+    send(apic_id, ICR_ASSERT | ICR_NMI);
+}
+
+/// Sends a fixed interrupt to the CPU with APIC id `apic_id`, likewise.
+pub(crate) fn send_fixed(apic_id: u8, vector: u8) {
+    send(apic_id, ICR_ASSERT | u32::from(vector));
+}
+
+fn send(apic_id: u8, command: u32) {
     // VTL2 may have filled in the destination of an IPI of its own.
     wait_until_sent();
     let destination = read(ICR_HIGH);
     write(ICR_HIGH, u32::from(apic_id) << 24);
-    write(ICR_LOW, ICR_ASSERT | ICR_NMI);
+    write(ICR_LOW, command);
     wait_until_sent();
     write(ICR_HIGH, destination);
 }

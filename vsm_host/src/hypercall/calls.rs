@@ -1,6 +1,6 @@
 //! The calls themselves. Their input has been copied and has the size of their form.
 
-use super::{direct, registers, translate};
+use super::{direct, ipi, registers, translate};
 use crate::guest_memory::GuestMemory;
 use crate::log_text;
 use crate::nested::{Access, ProtectError};
@@ -142,6 +142,8 @@ pub(super) fn simple<P: Processor>(
                 .write_to(output)
                 .map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
         }
+        HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI => ipi::send(caller, input),
+        HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI_EX => ipi::send_ex(caller, input),
         HypercallCode::ASSERT_VIRTUAL_INTERRUPT => {
             direct::assert_virtual_interrupt(caller, &parse(input)?)
         }

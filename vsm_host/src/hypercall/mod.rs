@@ -7,6 +7,7 @@
 mod calls;
 mod direct;
 mod guest;
+mod ipi;
 mod private;
 mod registers;
 mod translate;
@@ -20,7 +21,7 @@ use hv_defs::HV_PAGE_SIZE;
 use hv_defs::hypercall::{
     EnableVpVtl, EnterSleepState, GetSetVpRegisters, GetVpIndexFromApicId, HvStatus,
     HypercallCode as Code, HypercallControl, HypercallResult, ModifyVtlProtectionMask,
-    TranslateVirtualAddress, TranslateVirtualAddressOutput,
+    SendClusterIpi, SendClusterIpiEx, TranslateVirtualAddress, TranslateVirtualAddressOutput,
 };
 use hv_defs::intercept::InstallIntercept;
 use hv_defs::registers::HvRegisterAssoc;
@@ -35,6 +36,9 @@ const PAGE: usize = HV_PAGE_SIZE as usize;
 
 /// Bytes of input that fit into the registers of a fast call (RDX and R8).
 const FAST_INPUT: usize = 16;
+
+/// Unit of a variable header.
+const WORD: usize = size_of::<u64>();
 
 /// What a hypercall leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +80,8 @@ struct Form {
     output: usize,
     /// Bytes of input and output per repetition; `None`: a simple call.
     repetition: Option<(usize, usize)>,
+    /// Words may follow the fixed input, as many as the control word says.
+    variable: bool,
     /// Input may come in registers.
     fast: bool,
     /// The guest may make it.
@@ -90,6 +96,7 @@ impl Form {
             header: size_of::<T>(),
             output: 0,
             repetition: None,
+            variable: false,
             fast: false,
             guest: false,
         }
@@ -102,6 +109,11 @@ impl Form {
 
     const fn repeated(mut self, input: usize, output: usize) -> Self {
         self.repetition = Some((input, output));
+        self
+    }
+
+    const fn variable(mut self) -> Self {
+        self.variable = true;
         self
     }
 
@@ -121,9 +133,11 @@ const VALUE: usize = size_of::<u128>();
 const ASSOC: usize = size_of::<HvRegisterAssoc>();
 
 /// The calls that exist.
-const FORMS: [Form; 14] = [
+const FORMS: [Form; 16] = [
+    Form::new::<SendClusterIpi>(Code::SEND_SYNTHETIC_CLUSTER_IPI).fast(),
     Form::new::<ModifyVtlProtectionMask>(Code::MODIFY_VTL_PROTECTION_MASK).repeated(8, 0),
     Form::new::<EnableVpVtl>(Code::ENABLE_VP_VTL),
+    Form::new::<SendClusterIpiEx>(Code::SEND_SYNTHETIC_CLUSTER_IPI_EX).variable(),
     Form::new::<InstallIntercept>(Code::INSTALL_INTERCEPT),
     Form::new::<GetSetVpRegisters>(Code::GET_VP_REGISTERS)
         .repeated(NAME, VALUE)
@@ -205,7 +219,8 @@ fn call<P: Processor>(caller: &mut Caller<'_, P>, control: HypercallControl) -> 
     check_control(form, control)?;
     let repetitions = usize::from(control.rep_count());
     let (input_each, output_each) = form.repetition.unwrap_or((0, 0));
-    let input_size = form.header + repetitions * input_each;
+    let header_size = form.header + usize::from(control.variable_header_size()) * WORD;
+    let input_size = header_size + repetitions * input_each;
     let output_size = form.output + repetitions * output_each;
     let input_address = caller.vp.gprs[gpr::RDX];
     let output_address = caller.vp.gprs[gpr::R8];
@@ -227,7 +242,7 @@ fn call<P: Processor>(caller: &mut Caller<'_, P>, control: HypercallControl) -> 
             .read(input_address, &mut input[..input_size])
             .map_err(|_| HvStatus::INVALID_PARAMETER)?;
     }
-    let (header, list) = input[..input_size.max(form.header)].split_at(form.header);
+    let (header, list) = input[..input_size].split_at(header_size);
     let mut output = [0; PAGE];
     if form.repetition.is_none() {
         let results = &mut output[..output_size];
@@ -274,7 +289,7 @@ fn check_control(form: &Form, control: HypercallControl) -> Result<(), HvStatus>
     };
     let right = control.reserved_bits_are_zero()
         && !control.nested()
-        && control.variable_header_size() == 0
+        && (form.variable || control.variable_header_size() == 0)
         && repetitions_fit
         && (form.fast || !control.fast());
     if right {

@@ -16,6 +16,7 @@ use zerocopy::IntoBytes;
 
 mod for_guest;
 mod guest_state;
+mod ipi;
 mod lower_vtl;
 mod of_guest;
 

@@ -9,7 +9,7 @@
 //! sent, neither by the local APIC nor by the IOAPIC. VPs are started by hypercall.
 
 use super::counters::Refused;
-use super::{Partition, Processor, Vp};
+use super::{Partition, Processor, Vp, VpSlot};
 use crate::svm::store::{Access, Mov};
 use crate::svm::{store, vmcb};
 use igvm_loader::{MemoryRange, PAGE_SIZE};
@@ -24,6 +24,7 @@ pub const MESSAGES: MemoryRange = MemoryRange::new(LOCAL_APIC + PAGE_SIZE, 0xfef
 
 const LOGICAL_DESTINATION: u64 = 0xd0;
 const DESTINATION_FORMAT: u64 = 0xe0;
+const SPURIOUS: u64 = 0xf0;
 const COMMAND: u64 = 0x300;
 const COMMAND_HIGH: u64 = 0x310;
 
@@ -47,7 +48,7 @@ fn delivers_interrupts(value: u32) -> bool {
 fn local_permits(register: u64, value: u32) -> bool {
     match register {
         // Task priority, EOI, logical destination and its format, spurious vector, errors.
-        LOGICAL_DESTINATION | DESTINATION_FORMAT | 0x80 | 0xb0 | 0xf0 | 0x280 => true,
+        LOGICAL_DESTINATION | DESTINATION_FORMAT | SPURIOUS | 0x80 | 0xb0 | 0x280 => true,
         // Low half of the command.
         COMMAND => delivers_interrupts(value),
         // High half: the destination. Count and divisor of the timer.
@@ -108,7 +109,7 @@ impl Partition {
 impl Partition {
     /// Writes a register of VTL2's local APIC, if VTL2 may. An NMI is not sent by the APIC:
     /// the host tells it apart from its own.
-    pub(super) fn write_local_apic(
+    pub(crate) fn write_local_apic(
         &self,
         vp: &mut Vp,
         processor: &impl Processor,
@@ -122,8 +123,13 @@ impl Partition {
         if !local_permits(register, value) {
             return false;
         }
-        let target = &self.slots[vp.index as usize].nmi;
+        let VpSlot {
+            nmi: target,
+            physical,
+            ..
+        } = &self.slots[vp.index as usize];
         match register {
+            SPURIOUS => physical.set_spurious(value),
             LOGICAL_DESTINATION => target.set_logical(value),
             DESTINATION_FORMAT => target.set_format(value),
             COMMAND_HIGH => vp.command_high = value,

@@ -16,6 +16,7 @@ pub mod mailbox;
 pub mod msrs;
 mod nmi;
 pub mod overlay;
+mod physical;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -45,6 +46,7 @@ use intercepts::Intercepts;
 use mailbox::{Mailbox, Sleeper};
 use msrs::Mtrrs;
 use overlay::Overlay;
+use physical::PhysicalApic;
 use spin::Mutex;
 use synic::Synic;
 use vsm_host_defs::ExitReason;
@@ -59,6 +61,8 @@ pub trait Processor: RamAccess {
     /// Sends the NMI that makes a CPU leave its VTL, or its sleep; returns when the CPU has
     /// it.
     fn wake(&self, apic_id: u32);
+    /// Sends an interrupt to a CPU; returns when the CPU's APIC has it.
+    fn interrupt(&self, apic_id: u32, vector: u8);
     /// Sets the TSC at which an NMI interrupts the CPU of `vp`, which is the caller's, or
     /// takes it back. True: that moment has passed, and no NMI will come.
     fn arm_timer(&self, vp: u32, at_tsc: Option<u64>) -> bool;
@@ -168,6 +172,8 @@ struct VpSlot {
     mailbox: Mailbox,
     /// NMIs of VTL2's for this VP.
     nmi: nmi::Target,
+    /// VTL2's local APIC.
+    physical: PhysicalApic,
     /// The part of VTL0's local APIC that all VPs use.
     lapic: vapic::Shared,
     /// VTL0's SynIC; large.
@@ -191,6 +197,7 @@ impl Partition {
                 apic_id,
                 mailbox: Mailbox::new(),
                 nmi: nmi::Target::new(apic_id),
+                physical: PhysicalApic::new(),
                 lapic: GuestApic::new(index, config.frequencies).shared(),
                 synic: Mutex::new(Box::new(Synic::new())),
                 presence: Presence::new(),

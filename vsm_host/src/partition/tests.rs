@@ -27,6 +27,8 @@ pub(crate) struct FakeProcessor {
     pub guest_ram: FakeRam,
     pub tsc: Cell<u64>,
     pub woken: RefCell<Vec<u32>>,
+    /// Interrupts that were sent: APIC id and vector.
+    pub interrupted: RefCell<Vec<(u32, u8)>>,
     /// Deadline of each VP that has set or taken back one.
     pub timers: RefCell<BTreeMap<u32, Option<u64>>>,
     /// VPs whose timers were said to have fired.
@@ -92,6 +94,10 @@ impl Processor for FakeProcessor {
 
     fn wake(&self, apic_id: u32) {
         self.woken.borrow_mut().push(apic_id);
+    }
+
+    fn interrupt(&self, apic_id: u32, vector: u8) {
+        self.interrupted.borrow_mut().push((apic_id, vector));
     }
 
     fn arm_timer(&self, vp: u32, at_tsc: Option<u64>) -> bool {
@@ -171,6 +177,7 @@ pub(crate) fn setup_with(change: impl FnOnce(&mut Config)) -> (Partition, Vp, Fa
         guest_ram: FakeRam::new(GUEST_HELD as usize),
         tsc: Cell::new(5_000),
         woken: RefCell::default(),
+        interrupted: RefCell::default(),
         timers: RefCell::default(),
         fired: RefCell::default(),
         written: RefCell::default(),
