@@ -24,6 +24,8 @@ pub struct Artifacts {
     pub vmlinux: PathBuf,
     /// the boot shim,
     pub openhcl_boot: PathBuf,
+    /// The sidecar kernel, an ELF file.
+    pub sidecar: PathBuf,
     /// the initrd.
     pub initrd: PathBuf,
     /// The test payload, an ELF file.

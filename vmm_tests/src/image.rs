@@ -85,13 +85,14 @@ impl Image {
     #[track_caller]
     fn build(manifest: &Manifest, guest: Option<GuestFiles<'_>>) -> Self {
         let artifacts = artifacts();
+        let sidecar = read(&artifacts.sidecar);
         let image = igvm_builder::build(
             manifest,
             &Resources {
                 kernel: &read(&artifacts.vmlinux),
                 shim: &read(&artifacts.openhcl_boot),
                 initrd: &read(&artifacts.initrd),
-                sidecar: None,
+                sidecar: manifest.sidecar.then_some(&sidecar),
                 guest,
             },
         );

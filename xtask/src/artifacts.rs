@@ -41,6 +41,8 @@ pub(crate) struct Artifacts {
     pub(crate) vsm_host: PathBuf,
     /// The boot shim, an ELF file (with symbols).
     pub(crate) openhcl_boot: PathBuf,
+    /// The sidecar kernel, an ELF file (with symbols).
+    pub(crate) sidecar: PathBuf,
     /// The stripped kernel. It has a PVH entry, so plain QEMU boots it by `-kernel`.
     pub(crate) vmlinux: PathBuf,
     /// The kernel with its symbol table.
@@ -165,13 +167,15 @@ fn pack(
         Some(path) => path.to_owned(),
         None => profile.manifest(&workspace.root),
     };
+    let manifest = Manifest::load(&manifest)?;
+    let sidecar = read(&programs.sidecar)?;
     let image = igvm_builder::build(
-        &Manifest::load(&manifest)?,
+        &manifest,
         &Resources {
             kernel: &read(&prepared.kernel.vmlinux)?,
             shim: &read(&programs.openhcl_boot)?,
             initrd: &initrd,
-            sidecar: None,
+            sidecar: manifest.sidecar.then_some(&sidecar),
             guest: None,
         },
     )?;
@@ -186,6 +190,7 @@ fn pack(
         igvm: keep("openhcl.igvm", &image.bytes)?,
         vsm_host: keep("vsm_host", &read(&programs.vsm_host)?)?,
         openhcl_boot: keep("openhcl_boot", &read(&programs.openhcl_boot)?)?,
+        sidecar: keep("sidecar", &sidecar)?,
         user_binary: keep("openhcl", &read(&programs.user_binary)?)?,
         tmk: keep("tmk", &read(&programs.tmk)?)?,
         guest_tests: keep("guest_tests", &read(&programs.guest_tests)?)?,

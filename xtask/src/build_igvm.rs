@@ -52,6 +52,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
             igvm,
             vsm_host,
             openhcl_boot,
+            sidecar,
             vmlinux,
             vmlinux_symbols,
             user_binary,
@@ -63,7 +64,8 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         let result = json!({
             "igvm": igvm, "igvm_bytes": bytes, "igvm_sha256": sha256,
             "kernel_version": prepared.kernel.version,
-            "vsm_host": vsm_host, "openhcl_boot": openhcl_boot, "vmlinux": vmlinux,
+            "vsm_host": vsm_host, "openhcl_boot": openhcl_boot, "sidecar": sidecar,
+            "vmlinux": vmlinux,
             "vmlinux_symbols": vmlinux_symbols, "user_binary": user_binary,
             "initrd": initrd, "tmk": tmk, "guest_tests": guest_tests, "busybox": busybox,
         });

@@ -25,8 +25,8 @@ pub(crate) const ARM_TARGET: &str = "aarch64-unknown-none";
 const PROFILE: &str = "image";
 
 /// Packages with a bare-metal program of the same name.
-pub(crate) const BARE_METAL_PACKAGES: [&str; 4] =
-    ["vsm_host", "openhcl_boot", "tmk", "guest_tests"];
+pub(crate) const BARE_METAL_PACKAGES: [&str; 5] =
+    ["vsm_host", "openhcl_boot", "sidecar", "tmk", "guest_tests"];
 
 /// A checkout and the place of its build results.
 #[derive(Debug, Clone)]
@@ -45,6 +45,7 @@ pub(crate) struct Programs {
     pub(crate) user_binary: PathBuf,
     pub(crate) vsm_host: PathBuf,
     pub(crate) openhcl_boot: PathBuf,
+    pub(crate) sidecar: PathBuf,
     pub(crate) tmk: PathBuf,
     pub(crate) guest_tests: PathBuf,
 }
@@ -88,6 +89,7 @@ impl Workspace {
             user_binary: self.program(USER_TARGET, "underhill_entry"),
             vsm_host: self.program(BARE_METAL_TARGET, "vsm_host"),
             openhcl_boot: self.program(BARE_METAL_TARGET, "openhcl_boot"),
+            sidecar: self.program(BARE_METAL_TARGET, "sidecar"),
             tmk: self.program(BARE_METAL_TARGET, "tmk"),
             guest_tests: self.program(BARE_METAL_TARGET, "guest_tests"),
         };
@@ -95,10 +97,18 @@ impl Workspace {
             user_binary,
             vsm_host,
             openhcl_boot,
+            sidecar,
             tmk,
             guest_tests,
         } = &programs;
-        for path in [user_binary, vsm_host, openhcl_boot, tmk, guest_tests] {
+        for path in [
+            user_binary,
+            vsm_host,
+            openhcl_boot,
+            sidecar,
+            tmk,
+            guest_tests,
+        ] {
             anyhow::ensure!(path.is_file(), "cargo left no {}", path.display());
         }
         Ok(programs)

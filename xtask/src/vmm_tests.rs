@@ -68,6 +68,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         test_image: test.igvm,
         vmlinux: release.vmlinux,
         openhcl_boot: release.openhcl_boot,
+        sidecar: release.sidecar,
         initrd: release.initrd,
         tmk: release.tmk,
         guest_tests: release.guest_tests,

@@ -14,6 +14,8 @@ pub const MESSAGE_CAPACITY: usize = 4096;
 
 /// Tag of the boot shim.
 pub const TAG_BOOT_SHIM: [u8; 8] = *b"OHCLBOOT";
+/// Tag of the sidecar kernel.
+pub const TAG_SIDECAR: [u8; 8] = *b"SIDECARK";
 
 /// Collects the text; what does not fit is cut at a character boundary.
 #[derive(Debug)]

@@ -299,12 +299,13 @@ impl Bench {
         let manifest = igvm_builder::Manifest::load(&manifest)?;
         let kernel = read(&self.artifacts.vmlinux)?;
         let shim = read(&self.artifacts.openhcl_boot)?;
+        let sidecar = read(&self.artifacts.sidecar)?;
         let initrd = read(&self.artifacts.initrd)?;
         let resources = igvm_builder::Resources {
             kernel: &kernel,
             shim: &shim,
             initrd: &initrd,
-            sidecar: None,
+            sidecar: manifest.sidecar.then_some(&sidecar),
             guest: None,
         };
         let mut times = Vec::new();

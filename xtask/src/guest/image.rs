@@ -48,13 +48,14 @@ impl GuestParts {
             initrd: files.initrd.is_some(),
             command_line: self.command_line.clone(),
         })?;
+        let sidecar = read(&artifacts.sidecar)?;
         let image = igvm_builder::build(
             &manifest,
             &Resources {
                 kernel: &read(&artifacts.vmlinux)?,
                 shim: &read(&artifacts.openhcl_boot)?,
                 initrd: &read(&artifacts.initrd)?,
-                sidecar: None,
+                sidecar: manifest.sidecar.then_some(&sidecar),
                 guest: Some(files.borrow()),
             },
         )
