@@ -20,6 +20,7 @@ use crate::log::BootLog;
 use crate::memory::map::{e820, partition_map};
 use crate::memory::space::{AddressSpace, SpaceBuilder, allocate_pool};
 use crate::memory::{MemoryError, NodeRange, gpa_pool, mmio, select};
+use crate::numa::NumaNodes;
 use crate::options::{BootOptions, CommandLineError, MeasuredCommandLine};
 use crate::params::ShimParams;
 use crate::partition::{PartitionError, PartitionInfo};
@@ -226,6 +227,10 @@ pub fn prepare(
         pool_ranges.len(),
         trust.isolation()
     ));
+    let nodes = NumaNodes::of(&partition);
+    if nodes.count() > 1 {
+        log.detail(format_args!("{nodes}"));
+    }
     log.detail(format_args!("sidecar: {}", sidecar(params, &options)));
 
     check_initrd(image.initrd, params.initrd_crc)?;

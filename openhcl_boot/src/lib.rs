@@ -36,6 +36,7 @@ pub mod isolation;
 pub mod linux;
 pub mod log;
 pub mod memory;
+pub mod numa;
 pub mod options;
 pub mod params;
 pub mod partition;

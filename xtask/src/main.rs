@@ -66,7 +66,7 @@ enum Command {
     /// Shows, compares and measures images: passes everything on to `igvm`.
     Igvm(igvm::Args),
     /// Boots the IGVM image on QEMU.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Asks a running paravisor: passes everything on to `ohcldiag`.
     Ohcldiag(ohcldiag::Args),
     /// Runs the end-to-end tests.
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::main(args),
         Command::BuildIgvm(args) => build_igvm::main(args),
         Command::Igvm(args) => igvm::main(args),
-        Command::Run(args) => run::main(args),
+        Command::Run(args) => run::main(*args),
         Command::Ohcldiag(args) => ohcldiag::main(args),
         Command::VmmTests(args) => vmm_tests::main(args),
         // Its last line is the summary, whatever the result is.

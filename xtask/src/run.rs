@@ -26,6 +26,7 @@ use qemu::Accel;
 use qemu::ByteCount;
 use qemu::Gdb;
 use qemu::Machine;
+use qemu::NumaNodes;
 use qemu::Qemu;
 use qemu::Source;
 use qemu::Vm;
@@ -64,6 +65,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask run                            boot a guest; the terminal is its console
   cargo xtask run --vps 4 --memory 4G        another machine
+  cargo xtask run --numa 4,4,0               three NUMA nodes, the last without a VP
   cargo xtask run --kernel trixie            the kernel of another Debian
   cargo xtask run --kernel bzImage --initrd initrd.gz --cmdline 'console=ttyS0'
   cargo xtask run --no-guest --dev           the terminal is a shell in VTL2 (Ctrl-] ends)
@@ -81,6 +83,9 @@ pub(crate) struct Args {
     /// Number of virtual processors.
     #[arg(long, value_name = "N", default_value_t = 2)]
     vps: u32,
+    /// VPs of each NUMA node, instead of `--vps`; 0 makes a node of memory only.
+    #[arg(long, value_name = "N,N,...", conflicts_with = "vps")]
+    numa: Option<NumaNodes>,
     /// All memory of the machine.
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     memory: ByteCount,
@@ -293,7 +298,7 @@ impl Args {
         attended: bool,
     ) -> anyhow::Result<(PathBuf, Guest)> {
         let machine = placement::Machine {
-            vps: self.vps,
+            vps: self.vps(),
             memory: self.memory.get(),
             options: igvm_loader::Options {
                 vtl2_memory: self.vtl2_memory.map(ByteCount::get),
@@ -329,6 +334,11 @@ impl Args {
         Ok((path, guest))
     }
 
+    /// Number of VPs.
+    fn vps(&self) -> u32 {
+        self.numa.as_ref().map_or(self.vps, NumaNodes::vps)
+    }
+
     fn profile(&self) -> ImageProfile {
         match self.dev {
             true => ImageProfile::Dev,
@@ -341,6 +351,9 @@ impl Args {
             .vps(self.vps)
             .memory(self.memory)
             .accel(self.accel);
+        if let Some(nodes) = &self.numa {
+            machine = machine.numa(nodes.clone());
+        }
         if let Some(size) = self.vtl2_memory {
             machine = machine.vtl2_memory(size);
         }
@@ -408,6 +421,14 @@ mod tests {
     }
 
     #[test]
+    fn numa_nodes_tell_the_number_of_vps() {
+        let args = args("--numa 4,2,0");
+        assert_eq!(args.vps(), 6);
+        let machine = args.machine("h".as_ref(), "i".as_ref(), Guest::Other, true, true);
+        assert_eq!(machine.apic_ids().len(), 6);
+    }
+
+    #[test]
     fn a_wrong_configuration_is_refused_before_anything_is_built() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vm.json");
@@ -442,7 +463,14 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_before_anything_is_built() {
-        for words in ["--memory lots", "--accel whpx", "--gdb 70000", "--vps -1"] {
+        for words in [
+            "--memory lots",
+            "--accel whpx",
+            "--gdb 70000",
+            "--vps -1",
+            "--numa 4,a",
+            "--numa 4 --vps 4",
+        ] {
             assert!(
                 Cli::try_parse_from(["run"].into_iter().chain(words.split(' '))).is_err(),
                 "{words} was taken"

@@ -2,6 +2,7 @@
 
 use crate::ByteCount;
 use crate::CommandLine;
+use crate::NumaNodes;
 use crate::Qemu;
 use crate::Vsock;
 use crate::VsockEnd;
@@ -61,6 +62,7 @@ pub struct Gdb {
 pub struct Machine {
     payload: Payload,
     vps: u32,
+    numa: Option<NumaNodes>,
     memory: ByteCount,
     accel: Accel,
     parked: bool,
@@ -91,6 +93,24 @@ pub enum MachineError {
     Memory {
         /// What was asked for.
         found: ByteCount,
+    },
+    /// NUMA nodes have other VPs than the machine.
+    #[error("NUMA nodes {nodes} have {found} VPs: expected {expected}, as the machine has")]
+    NumaVps {
+        /// The nodes.
+        nodes: NumaNodes,
+        /// Their VPs.
+        found: u32,
+        /// The machine's.
+        expected: u32,
+    },
+    /// Less than 1 MiB for a NUMA node.
+    #[error("{found} of memory for {nodes} NUMA nodes: expected 1M or more for each")]
+    NumaMemory {
+        /// What was asked for.
+        found: ByteCount,
+        /// How many nodes.
+        nodes: usize,
     },
     /// A path that cannot stand on QEMU's command line.
     #[error("path {}: expected UTF-8", path.display())]
@@ -137,6 +157,7 @@ impl Machine {
             payload,
             alone: false,
             vps: 1,
+            numa: None,
             memory: ByteCount::gib(1),
             accel: Accel::Tcg,
             host_options: Vec::new(),
@@ -152,6 +173,13 @@ impl Machine {
     /// Number of virtual processors that the VM sees.
     pub fn vps(mut self, vps: u32) -> Self {
         self.vps = vps;
+        self
+    }
+
+    /// The VPs, on these NUMA nodes. Memory is divided evenly among the nodes.
+    pub fn numa(mut self, nodes: NumaNodes) -> Self {
+        self.vps = nodes.vps();
+        self.numa = Some(nodes);
         self
     }
 
@@ -245,10 +273,11 @@ impl Machine {
                 expected: 1..=MAX_VPS,
             });
         }
-        let memory = match self.memory.whole_mib() {
-            Some(mib) if mib > 0 => format!("{mib}M"),
+        let mib = match self.memory.whole_mib() {
+            Some(mib) if mib > 0 => mib,
             _ => return Err(MachineError::Memory { found: self.memory }),
         };
+        self.check_numa(mib)?;
 
         let mut line = CommandLine::new(qemu.program());
         // Nothing that was not asked for: no default devices, no user's configuration. A
@@ -260,17 +289,7 @@ impl Machine {
         line.option("-vga", "none");
         line.option("-nic", self.nic.as_deref().unwrap_or("none"));
 
-        // Shared memory, because vhost-user devices map it.
-        line.option("-machine", "q35,memory-backend=ram");
-        line.option(
-            "-object",
-            format!("memory-backend-memfd,id=ram,size={memory},share=on"),
-        );
-        line.option("-m", memory);
-
-        // Never more vCPUs than needed: emulation pays for each, started or not.
-        let vcpus = self.vps + u32::from(self.parked);
-        line.option("-smp", vcpus.to_string());
+        self.memory_and_vcpus(&mut line, mib);
         match self.accel {
             Accel::Tcg => {
                 line.option("-accel", "tcg,thread=multi");
@@ -314,6 +333,65 @@ impl Machine {
         }
         line.raw(&self.extra);
         Ok(line)
+    }
+
+    fn check_numa(&self, mib: u64) -> Result<(), MachineError> {
+        let Some(nodes) = &self.numa else {
+            return Ok(());
+        };
+        if nodes.vps() != self.vps {
+            return Err(MachineError::NumaVps {
+                nodes: nodes.clone(),
+                found: nodes.vps(),
+                expected: self.vps,
+            });
+        }
+        if mib < nodes.count() as u64 {
+            return Err(MachineError::NumaMemory {
+                found: self.memory,
+                nodes: nodes.count(),
+            });
+        }
+        Ok(())
+    }
+
+    fn memory_and_vcpus(&self, line: &mut CommandLine, mib: u64) {
+        // Shared memory, because vhost-user devices map it.
+        let backend = |line: &mut CommandLine, id: &str, mib: u64| {
+            let size = format!("size={mib}M");
+            line.option(
+                "-object",
+                format!("memory-backend-memfd,id={id},{size},share=on"),
+            );
+        };
+        match &self.numa {
+            None => {
+                line.option("-machine", "q35,memory-backend=ram");
+                backend(line, "ram", mib);
+            }
+            Some(nodes) => {
+                line.option("-machine", "q35");
+                for (node, mib) in nodes.memory_mib(mib).into_iter().enumerate() {
+                    backend(line, &format!("ram{node}"), mib);
+                }
+            }
+        }
+        line.option("-m", format!("{mib}M"));
+
+        // Never more vCPUs than needed: emulation pays for each, started or not.
+        let parked = u32::from(self.parked);
+        line.option("-smp", (self.vps + parked).to_string());
+        let nodes = self.numa.iter().flat_map(|nodes| nodes.vcpus(parked));
+        for (node, (first, count)) in nodes.enumerate() {
+            let cpus = match count {
+                0 => String::new(),
+                count => format!("cpus={first}-{},", first + count - 1),
+            };
+            line.option(
+                "-numa",
+                format!("node,nodeid={node},{cpus}memdev=ram{node}"),
+            );
+        }
     }
 
     /// The text for `-append`: for the host its options, then the VM's boot arguments.

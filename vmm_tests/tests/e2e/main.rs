@@ -10,6 +10,7 @@ mod diag;
 mod guest_lifecycle;
 mod guest_tests;
 mod image;
+mod numa;
 mod ohcldiag;
 mod tmk;
 mod vsock;

@@ -52,11 +52,14 @@ pub(super) fn run(args: &Args, attended: bool) -> anyhow::Result<()> {
         .vps(args.vps)
         .memory(args.memory)
         .accel(args.accel);
+    if let Some(nodes) = &args.numa {
+        machine = machine.numa(nodes.clone());
+    }
     if let Some(port) = args.gdb {
         machine = machine.gdb(Gdb { port, freeze: true });
     }
     let first_apic_id = machine.apic_ids().first().copied().unwrap_or_default();
-    let bytes = parts.pack_alone(args.memory.get(), args.vps, first_apic_id)?;
+    let bytes = parts.pack_alone(args.memory.get(), args.vps(), first_apic_id)?;
     write_if_changed(&image, &bytes)?;
     let terminal = machine.command_line(&qemu, Wiring::Terminal)?;
     if args.print_qemu {

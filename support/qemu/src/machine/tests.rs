@@ -137,6 +137,41 @@ fn impossible_machines_are_refused() {
 }
 
 #[test]
+fn numa_nodes_have_their_own_memory_and_vcpus() {
+    let machine = stack().numa("2,0,3".parse().unwrap());
+    let arguments = arguments(&machine).join(" ");
+    for expected in [
+        "-machine q35 ",
+        "-object memory-backend-memfd,id=ram0,size=342M,share=on ",
+        "-object memory-backend-memfd,id=ram2,size=341M,share=on ",
+        "-m 1024M -smp 6 ",
+        "-numa node,nodeid=0,cpus=0-2,memdev=ram0 ",
+        "-numa node,nodeid=1,memdev=ram1 ",
+        "-numa node,nodeid=2,cpus=3-5,memdev=ram2 ",
+    ] {
+        assert!(arguments.contains(expected), "{expected}: {arguments}");
+    }
+    assert_eq!(machine.apic_ids(), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn numa_nodes_that_do_not_fit_the_machine_are_refused() {
+    let refusal = |machine: Machine| {
+        let line = machine.command_line(&Qemu::unprobed("qemu"), PROGRAM);
+        line.unwrap_err().to_string()
+    };
+    let numa = || stack().numa("2,0,3".parse().unwrap());
+    assert_eq!(
+        refusal(numa().vps(4)),
+        "NUMA nodes 2,0,3 have 5 VPs: expected 4, as the machine has"
+    );
+    assert_eq!(
+        refusal(numa().memory(ByteCount::mib(2))),
+        "2M of memory for 3 NUMA nodes: expected 1M or more for each"
+    );
+}
+
+#[test]
 fn devices_network_and_debugger_are_there_only_when_asked_for() {
     let machine = stack()
         .nic("user,model=virtio-net-pci")
