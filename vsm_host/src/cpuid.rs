@@ -142,12 +142,12 @@ fn hypervisor(leaf: u32, asker: &Asker) -> Registers {
                 .with_access_vsm(paravisor)
                 .with_access_vp_registers(paravisor)
                 .with_start_virtual_processor(paravisor)
-                // What the guest's virtual interrupt controllers have.
-                .with_access_synic(guest)
+                .with_access_synic(guest || paravisor)
+                .with_post_messages(guest || paravisor)
+                .with_signal_events(guest || paravisor)
+                // What the guest's virtual APIC has, and the physical one has not.
                 .with_access_synthetic_timers(guest)
                 .with_access_intr_ctrl(guest)
-                .with_post_messages(guest)
-                .with_signal_events(guest)
                 .into_bits();
             let features = Features::new()
                 .with_frequency_msrs(true)
@@ -238,7 +238,9 @@ mod tests {
         let features = answer(&alone, 0x4000_0003, 0, |_, _| ALL);
         assert_eq!(features[EBX], 0);
         // Clocks are what it has a hypervisor for.
-        assert_eq!(features[EAX], asked(0x4000_0003, 0, ALL)[EAX]);
+        let synic = 1 << 2;
+        assert_eq!(features[EAX] | synic, asked(0x4000_0003, 0, ALL)[EAX]);
+        assert_eq!(features[EAX] & synic, 0);
     }
 
     #[test]

@@ -52,7 +52,8 @@ impl<'a, P: Processor> Caller<'a, P> {
         self.lower_or_own(input.target_vtl())
     }
 
-    fn lower_or_own(&self, number: u8) -> Result<Vtl, HvStatus> {
+    /// The VTL with this number, if the caller may name it.
+    pub(super) fn lower_or_own(&self, number: u8) -> Result<Vtl, HvStatus> {
         let vtl = Vtl::new(number).ok_or(HvStatus::INVALID_PARAMETER)?;
         if vtl.number() > self.vp.vtl.number() {
             return Err(HvStatus::ACCESS_DENIED);

@@ -1,8 +1,8 @@
-//! Messages, events and interrupts: of the guest to connections, and of VTL2 to the guest.
+//! Messages, events and interrupts: to connections, and of VTL2 to VPs of a VTL.
 
 use super::calls::{Caller, check_partition};
-use crate::partition::Processor;
-use crate::partition::guest::{lapic, synic};
+use crate::partition::guest::lapic;
+use crate::partition::{Processor, synic};
 use crate::vtl::Vtl;
 use ::synic::{Connections, DirectEvent, DirectMessage};
 use hv_defs::hypercall::{HvStatus, HypercallCode};
@@ -57,9 +57,9 @@ pub(super) fn post_message_direct<P: Processor>(
 ) -> Result<(), HvStatus> {
     check_partition(input.partition_id)?;
     let direct = DirectMessage::new(input)?;
-    check_target(direct.vtl)?;
+    let vtl = caller.lower_or_own(direct.vtl)?;
     let vp = caller.target_vp(direct.vp_index)?;
-    synic::post_direct(caller.partition, caller.processor, vp, &direct)
+    synic::post_direct(caller.partition, caller.processor, (vp, vtl), &direct)
 }
 
 pub(super) fn signal_event_direct<P: Processor>(
@@ -68,9 +68,9 @@ pub(super) fn signal_event_direct<P: Processor>(
 ) -> Result<SignalEventDirectOutput, HvStatus> {
     check_partition(input.partition_id)?;
     let direct = DirectEvent::new(input)?;
-    check_target(direct.vtl)?;
+    let vtl = caller.lower_or_own(direct.vtl)?;
     let vp = caller.target_vp(direct.vp_index)?;
-    let newly = synic::signal_direct(caller.partition, caller.processor, vp, &direct)?;
+    let newly = synic::signal_direct(caller.partition, caller.processor, (vp, vtl), &direct)?;
     Ok(SignalEventDirectOutput {
         newly_signaled: newly.into(),
         rsvd: [0; 7],
@@ -82,16 +82,10 @@ pub(super) fn assert_virtual_interrupt<P: Processor>(
     input: &AssertVirtualInterrupt,
 ) -> Result<(), HvStatus> {
     check_partition(input.partition_id)?;
-    check_target(input.target_vtl)?;
+    // VTL2 has a physical APIC, and sends its interrupts itself.
+    if caller.lower_or_own(input.target_vtl)? != Vtl::GUEST {
+        return Err(HvStatus::ACCESS_DENIED);
+    }
     let apics = lapic::apics(caller.partition, caller.processor);
     vapic::assert_virtual_interrupt(&apics, input)
-}
-
-/// Only the guest has interrupt controllers of the host's.
-fn check_target(vtl: u8) -> Result<(), HvStatus> {
-    match Vtl::new(vtl) {
-        Some(Vtl::GUEST) => Ok(()),
-        Some(_) => Err(HvStatus::ACCESS_DENIED),
-        None => Err(HvStatus::INVALID_PARAMETER),
-    }
 }

@@ -6,9 +6,9 @@
 
 use super::calls::Caller;
 use crate::cpuid;
-use crate::partition::Processor;
+use crate::partition::guest::lapic;
 use crate::partition::guest::registers::{interrupt_state, pending_interruption};
-use crate::partition::guest::{lapic, synic};
+use crate::partition::{Processor, synic};
 use crate::svm::nmi::Nmis;
 use crate::svm::vmcb::{Exception, SHADOW};
 use crate::vtl::Vtl;
@@ -58,7 +58,7 @@ pub(super) fn read<P: Processor>(caller: &mut Caller<'_, P>, name: Name) -> Resu
     let (partition, processor) = (caller.partition, caller.processor);
     let vp = &mut *caller.vp;
     if let Some(msr) = ::synic::msr_of_register(name.0) {
-        return synic::read_msr(partition, vp, msr).map_err(bad_value);
+        return synic::read_msr(partition, vp, Vtl::GUEST, msr).map_err(bad_value);
     }
     let vmcb = &vp.vtls[GUEST].vmcb;
     Ok(match name {
@@ -100,7 +100,8 @@ pub(super) fn write<P: Processor>(
         return Err(HvStatus::INVALID_REGISTER_VALUE);
     }
     if let Some(msr) = ::synic::msr_of_register(name.0) {
-        return synic::write_msr(partition, vp, processor, msr, value).map_err(bad_value);
+        return synic::write_msr(partition, vp, Vtl::GUEST, processor, (msr, value))
+            .map_err(bad_value);
     }
     // VTL2 may change what it protects from the guest.
     let memory = partition.all_memory(Vtl::GUEST, processor);

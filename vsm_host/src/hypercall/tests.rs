@@ -19,6 +19,7 @@ mod guest_state;
 mod ipi;
 mod lower_vtl;
 mod of_guest;
+mod own_synic;
 
 const INPUT: u64 = 0x1000;
 const OUTPUT: u64 = 0x2000;

@@ -17,6 +17,7 @@ pub mod msrs;
 mod nmi;
 pub mod overlay;
 mod physical;
+pub mod synic;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -31,6 +32,7 @@ use crate::svm::nmi::Nmis;
 use crate::svm::store::Source;
 use crate::svm::{context, vmcb};
 use crate::vtl::{VTL_COUNT, Vtl, VtlSpace};
+use ::synic::Synic;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
@@ -48,7 +50,6 @@ use msrs::Mtrrs;
 use overlay::Overlay;
 use physical::PhysicalApic;
 use spin::Mutex;
-use synic::Synic;
 use vsm_host_defs::ExitReason;
 use x86_defs::svm::{ExitCode, Vmcb};
 
@@ -178,6 +179,8 @@ struct VpSlot {
     lapic: vapic::Shared,
     /// VTL0's SynIC; large.
     synic: Mutex<Box<Synic>>,
+    /// VTL2's.
+    paravisor_synic: Mutex<Box<Synic>>,
     /// Whether the VP is in VTL0.
     presence: Presence,
     /// VTLs that are enabled on it, by index.
@@ -200,6 +203,7 @@ impl Partition {
                 physical: PhysicalApic::new(),
                 lapic: GuestApic::new(index, config.frequencies).shared(),
                 synic: Mutex::new(Box::new(Synic::new())),
+                paravisor_synic: Mutex::new(Box::new(Synic::new())),
                 presence: Presence::new(),
                 enabled: Mutex::default(),
                 start: Mutex::default(),

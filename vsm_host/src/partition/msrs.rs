@@ -6,7 +6,7 @@
 
 use super::counters::Refused;
 use super::crash::CrashReport;
-use super::{Next, Partition, Processor, Vp, crash, overlay};
+use super::{Next, Partition, Processor, Vp, crash, overlay, synic};
 use crate::guest_memory::{GuestMemory, RamAccess};
 use crate::svm::vmcb::Exception;
 use crate::vtl::Vtl;
@@ -123,6 +123,7 @@ impl Partition {
                 self.crash_parameter(vp.vtl, (msr - HV_X64_MSR_CRASH_P0) as usize)
             }
             HV_X64_MSR_CRASH_CTL => crash::SUPPORTED.into(),
+            _ if self.has_synic(vp, msr) => synic::read_msr(self, vp, vp.vtl, msr)?,
             _ => match vp.mtrrs.register(msr) {
                 Some(value) => *value,
                 None => {
@@ -189,9 +190,17 @@ impl Partition {
                 self.set_crash_parameter(vtl, (msr - HV_X64_MSR_CRASH_P0) as usize, value);
             }
             HV_X64_MSR_CRASH_CTL => self.report_crash(vp, vtl, processor, value.into()),
+            _ if self.has_synic(vp, msr) => {
+                synic::write_msr(self, vp, vtl, processor, (msr, value))?;
+            }
             _ => *vp.mtrrs.register(msr).ok_or(FAULT)? = value,
         }
         Ok(Next::Resume)
+    }
+
+    /// Whether this is an MSR of a SynIC that the VTL has.
+    fn has_synic(&self, vp: &Vp, msr: u32) -> bool {
+        !self.config.alone && synic::owns_msr(vp.vtl, msr)
     }
 
     /// Sets the identity of a VTL's software. Without one there is no hypercall page.

@@ -3,10 +3,9 @@
 use super::lapic::{self, Mmio};
 use super::message::{header, instruction};
 use super::msrs::{self, Access, Written};
-use super::synic;
 use crate::hypercall::Outcome;
 use crate::partition::counters::Refused;
-use crate::partition::{Next, Partition, Processor, Vp, exits, gpr};
+use crate::partition::{Next, Partition, Processor, Vp, exits, gpr, synic};
 use crate::svm::fetch::Instruction;
 use crate::svm::vmcb::{self, Exception};
 use crate::vtl::Vtl;

@@ -15,10 +15,10 @@
 //! [`Entry::Idle`]. What they do to the registers is done where the registers are needed:
 //! before the entry, or when VTL2 looks at them ([`sync_registers`]).
 
-use super::{Entry, synic};
+use super::Entry;
 use crate::clock::Frequencies;
 use crate::guest_memory::GuestMemory;
-use crate::partition::{Partition, Processor, Vp, gpr};
+use crate::partition::{Partition, Processor, Vp, gpr, synic};
 use crate::svm::context;
 use crate::svm::nmi::Nmis;
 use crate::svm::special::{self, Target};

@@ -15,7 +15,6 @@ pub(crate) mod msrs;
 pub(crate) mod protections;
 pub(crate) mod registers;
 mod switch;
-pub mod synic;
 
 /// What the host knows of a VP's guest beside its registers.
 #[derive(Default)]

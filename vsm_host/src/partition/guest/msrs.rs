@@ -1,9 +1,10 @@
 //! Model-specific registers of the guest: those of its virtual interrupt controllers, and
 //! those that VTL2 answers. All others are as for VTL2.
 
-use super::{lapic, synic};
-use crate::partition::{Next, Partition, Processor, Vp, msrs};
+use super::lapic;
+use crate::partition::{Next, Partition, Processor, Vp, msrs, synic};
 use crate::svm::vmcb::Exception;
+use crate::vtl::Vtl;
 use hv_defs::msr::{HV_X64_MSR_CRASH_CTL, HV_X64_MSR_CRASH_P0, HV_X64_MSR_RESET};
 
 /// What an access to an MSR leads to.
@@ -74,8 +75,8 @@ pub(crate) fn read(
     if ::vapic::owns_msr(msr) {
         return lapic::read_msr(partition, vp, processor, msr).into();
     }
-    if ::synic::owns_msr(msr) {
-        return synic::read_msr(partition, vp, msr).into();
+    if synic::owns_msr(Vtl::GUEST, msr) {
+        return synic::read_msr(partition, vp, Vtl::GUEST, msr).into();
     }
     let told = partition.intercepts().msr(false);
     if told && (is_of_interest(msr) || !msrs::is_known(vp, msr)) {
@@ -97,8 +98,8 @@ pub(crate) fn write(
         let result = lapic::write_msr(partition, vp, processor, msr, value);
         return result.map(|ended| Written { ended, ..written }).into();
     }
-    if ::synic::owns_msr(msr) {
-        let result = synic::write_msr(partition, vp, processor, msr, value);
+    if synic::owns_msr(Vtl::GUEST, msr) {
+        let result = synic::write_msr(partition, vp, Vtl::GUEST, processor, (msr, value));
         return result.map(|()| written).into();
     }
     let told = partition.intercepts().msr(true);

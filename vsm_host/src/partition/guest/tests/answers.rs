@@ -129,7 +129,7 @@ fn a_direct_timer_interrupts_and_asks_for_the_next_time() {
     );
     let now = machine.partition.reference_time(&machine.processor);
     machine.wrmsr(HV_X64_MSR_STIMER0_CONFIG + 1, now + 1_000);
-    let deadline = super::super::synic::next_deadline(&machine.partition, &machine.vp);
+    let deadline = crate::partition::synic::next_deadline(&machine.partition, &machine.vp);
     // 100 microseconds at 1 GHz.
     assert!(
         (100_000..110_000).contains(&deadline.unwrap()),
@@ -361,7 +361,7 @@ fn vtl2_hears_when_a_source_can_take_a_message() {
     machine.wrmsr(HV_X64_MSR_SIMP, MESSAGES | 1);
     machine.processor.store_word(SLOT, 1);
     machine.exit(ExitCode::INTR, 0, 0);
-    super::super::synic::await_ready(&machine.partition, &machine.vp, 1 << 2);
+    crate::partition::synic::await_ready(&machine.partition, &machine.vp, 1 << 2);
     machine.back_in_code();
     assert_eq!(machine.vp.vtl, Vtl::GUEST);
     // The guest empties the slot and says so.
@@ -373,7 +373,7 @@ fn vtl2_hears_when_a_source_can_take_a_message() {
     // The guest stands behind its instruction.
     assert_eq!(machine.register_page().rip, GUEST_CODE + 2);
     // A source that is ready already is told at the return.
-    super::super::synic::await_ready(&machine.partition, &machine.vp, 1 << 3);
+    crate::partition::synic::await_ready(&machine.partition, &machine.vp, 1 << 3);
     machine.back_in_code();
     let message: SintDeliverable = machine.message(HvMessageType::SYNIC_SINT_DELIVERABLE);
     assert_eq!(message.deliverable_sints, 1 << 3);

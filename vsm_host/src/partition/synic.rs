@@ -1,16 +1,22 @@
-//! The SynIC of VTL0: crate `synic`, and the VP that it belongs to.
+//! The SynICs of the VTLs: crate `synic`, and the VP that they belong to.
 //!
-//! It stands behind a lock, because VTL2 posts to any VP from any other. The lock is held
-//! while the guest's pages are written; interrupts are posted to the APIC afterwards.
-//! Time is the partition's reference time.
+//! They stand behind locks, because VTL2 posts to any VP from any other. The lock is held
+//! while the VTL's pages are written; interrupts are sent afterwards, to VTL0's virtual
+//! APIC or to VTL2's, which is the physical one. Time is the partition's reference time.
+//!
+//! VTL2's has no timers, and its sources do not end their interrupts themselves: no host
+//! can end one of a physical APIC in its software's place.
 
-use super::lapic;
+use super::guest::lapic;
+use super::{Partition, Processor, Vp, VpSlot};
 use crate::guest_memory::{GuestMemory, RamAccess};
-use crate::partition::{Partition, Processor, Vp};
 use crate::svm::vmcb::Exception;
 use crate::vtl::Vtl;
+use ::synic::{DirectEvent, DirectMessage, GuestPages, MsrError, NotMapped, Raised, Synic};
+use alloc::boxed::Box;
 use hv_defs::hypercall::HvStatus;
-use synic::{DirectEvent, DirectMessage, GuestPages, MsrError, NotMapped, Raised, Synic};
+use hv_defs::msr::{HV_X64_MSR_STIMER0_CONFIG, HV_X64_MSR_STIMER3_COUNT};
+use spin::Mutex;
 use vapic::Apics;
 
 impl<R: RamAccess + ?Sized> GuestPages for GuestMemory<'_, R> {
@@ -31,19 +37,35 @@ impl<R: RamAccess + ?Sized> GuestPages for GuestMemory<'_, R> {
     }
 }
 
-/// Works on the SynIC of a VP at reference time, and posts what that has raised.
+impl VpSlot {
+    fn synic(&self, vtl: Vtl) -> &Mutex<Box<Synic>> {
+        if vtl == Vtl::GUEST {
+            &self.synic
+        } else {
+            &self.paravisor_synic
+        }
+    }
+}
+
+/// Works on the SynIC of a VP at reference time, and sends what that has raised.
 fn with<P: Processor, T, E>(
     partition: &Partition,
     processor: &P,
-    vp: u32,
+    (vp, vtl): (u32, Vtl),
     work: impl FnOnce(&mut Synic, u64, &GuestMemory<'_, P>) -> Result<(T, Raised), E>,
 ) -> Result<T, E> {
     let now = partition.reference_time(processor);
-    let memory = partition.memory(Vtl::GUEST, processor);
+    let memory = partition.memory(vtl, processor);
     let (result, raised) = {
-        let mut synic = partition.slots[vp as usize].synic.lock();
+        let mut synic = partition.slots[vp as usize].synic(vtl).lock();
         work(&mut synic, now, &memory)?
     };
+    if vtl == Vtl::PARAVISOR {
+        for vector in raised.interrupts.iter() {
+            partition.interrupt_paravisor(processor, vp, vector);
+        }
+        return Ok(result);
+    }
     let apics = lapic::apics(partition, processor);
     // Proxied and intercepted arrivals are not offered to VTL2.
     for vector in raised.interrupts.iter() {
@@ -54,21 +76,23 @@ fn with<P: Processor, T, E>(
     Ok(result)
 }
 
-/// As [`with`], where nothing can fail.
+/// As [`with`] for VTL0, where nothing can fail.
 fn update<P: Processor>(
     partition: &Partition,
     processor: &P,
     vp: u32,
     work: impl FnOnce(&mut Synic, u64, &GuestMemory<'_, P>) -> Raised,
 ) {
-    let done: Result<(), core::convert::Infallible> =
-        with(partition, processor, vp, |synic, now, memory| {
-            Ok(((), work(synic, now, memory)))
-        });
+    let done: Result<(), core::convert::Infallible> = with(
+        partition,
+        processor,
+        (vp, Vtl::GUEST),
+        |synic, now, memory| Ok(((), work(synic, now, memory))),
+    );
     let Ok(()) = done;
 }
 
-/// Expires the timers of a VP.
+/// Expires VTL0's timers of a VP.
 pub fn poll(partition: &Partition, vp: &Vp, processor: &impl Processor) {
     update(partition, processor, vp.index, |synic, now, memory| {
         // Most VPs have none.
@@ -86,7 +110,7 @@ pub fn next_deadline(partition: &Partition, vp: &Vp) -> Option<u64> {
     Some(partition.time.tsc_at(deadline))
 }
 
-/// The guest has ended an interrupt: messages that wait get another chance.
+/// VTL0 has ended an interrupt: messages that wait get another chance.
 pub fn end_of_interrupt(partition: &Partition, vp: &Vp, processor: &impl Processor) {
     update(partition, processor, vp.index, |synic, now, memory| {
         if synic.waits() {
@@ -97,27 +121,36 @@ pub fn end_of_interrupt(partition: &Partition, vp: &Vp, processor: &impl Process
     });
 }
 
-/// RDMSR of an MSR that `synic` owns.
-pub fn read_msr(partition: &Partition, vp: &Vp, msr: u32) -> Result<u64, Exception> {
-    let synic = partition.slots[vp.index as usize].synic.lock();
+/// Whether a VTL has this MSR of a SynIC.
+pub fn owns_msr(vtl: Vtl, msr: u32) -> bool {
+    let of_timer = matches!(msr, HV_X64_MSR_STIMER0_CONFIG..=HV_X64_MSR_STIMER3_COUNT);
+    ::synic::owns_msr(msr) && (vtl == Vtl::GUEST || !of_timer)
+}
+
+/// RDMSR of an MSR for which [`owns_msr`] is true.
+pub fn read_msr(partition: &Partition, vp: &Vp, vtl: Vtl, msr: u32) -> Result<u64, Exception> {
+    let synic = partition.slots[vp.index as usize].synic(vtl).lock();
     let value = synic.read_msr(msr);
     value.map_err(|MsrError { .. }| Exception::GeneralProtection)
 }
 
-/// WRMSR of an MSR that `synic` owns.
+/// WRMSR of an MSR for which [`owns_msr`] is true.
 pub fn write_msr(
     partition: &Partition,
     vp: &mut Vp,
+    vtl: Vtl,
     processor: &impl Processor,
-    msr: u32,
-    value: u64,
+    (msr, value): (u32, u64),
 ) -> Result<(), Exception> {
-    let auto_eoi = with(partition, processor, vp.index, |synic, now, memory| {
+    let target = (vp.index, vtl);
+    let auto_eoi = with(partition, processor, target, |synic, now, memory| {
         let raised = synic.write_msr(msr, value, now, memory)?;
         Ok((synic.auto_eoi_vectors(), raised))
     })
     .map_err(|MsrError { .. }| Exception::GeneralProtection)?;
-    vp.lapic.set_auto_eoi(auto_eoi);
+    if vtl == Vtl::GUEST {
+        vp.lapic.set_auto_eoi(auto_eoi);
+    }
     Ok(())
 }
 
@@ -125,10 +158,10 @@ pub fn write_msr(
 pub fn post_direct(
     partition: &Partition,
     processor: &impl Processor,
-    vp: u32,
+    target: (u32, Vtl),
     direct: &DirectMessage,
 ) -> Result<(), HvStatus> {
-    with(partition, processor, vp, |synic, _, memory| {
+    with(partition, processor, target, |synic, _, memory| {
         let raised = synic.post_direct(direct.sint, &direct.message, memory)?;
         Ok(((), raised))
     })
@@ -138,15 +171,15 @@ pub fn post_direct(
 pub fn signal_direct(
     partition: &Partition,
     processor: &impl Processor,
-    vp: u32,
+    target: (u32, Vtl),
     direct: &DirectEvent,
 ) -> Result<bool, HvStatus> {
-    with(partition, processor, vp, |synic, _, memory| {
+    with(partition, processor, target, |synic, _, memory| {
         synic.signal(direct.sint, direct.flag, memory)
     })
 }
 
-/// VTL2 wants to hear when these sources of the VP can take a message.
+/// VTL2 wants to hear when these sources of VTL0 can take a message.
 pub fn await_ready(partition: &Partition, vp: &Vp, sints: u16) {
     partition.slots[vp.index as usize]
         .synic
