@@ -10,11 +10,13 @@ use hv_defs::HV_PARTITION_ID_SELF;
 use hv_defs::HV_VP_INDEX_SELF;
 use hv_defs::hypercall::EnableVpVtl;
 use hv_defs::hypercall::GetSetVpRegisters;
+use hv_defs::hypercall::HV_VP_SET_SPARSE;
 use hv_defs::hypercall::HvInputVtl;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::hypercall::HypercallCode;
 use hv_defs::hypercall::HypercallControl;
 use hv_defs::hypercall::HypercallResult;
+use hv_defs::hypercall::SendClusterIpiEx;
 use hv_defs::hypercall::TranslateVirtualAddress;
 use hv_defs::hypercall::TranslateVirtualAddressOutput;
 use hv_defs::registers::HvRegisterAssoc;
@@ -23,6 +25,7 @@ use hv_defs::synic::SignalEventDirect;
 use hv_defs::vp_context::HvInitialVpContext;
 use minimal_rt::Page;
 use sidecar::map;
+use sidecar_defs::REQUEST_VECTOR;
 use sidecar_defs::RESPONSE_SINT;
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
@@ -126,6 +129,25 @@ impl Calls {
             flag_number: flag as u16,
         };
         self.simple(HypercallCode::SIGNAL_EVENT_DIRECT, &input)
+    }
+
+    /// Interrupts a sidecar CPU.
+    pub(super) fn wake(&mut self, vp: u32) -> HvStatus {
+        const BANK: u32 = u64::BITS;
+        let code = HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI_EX;
+        let input = SendClusterIpiEx {
+            vector: REQUEST_VECTOR.into(),
+            target_vtl: HvInputVtl::new(),
+            rsvd: [0; 3],
+            format: HV_VP_SET_SPARSE,
+            valid_banks: 1 << (vp / BANK),
+        };
+        let bank = 1_u64 << (vp % BANK);
+        self.put(&input, bank.as_bytes());
+        let control = HypercallControl::new()
+            .with_code(code.0)
+            .with_variable_header_size(1);
+        HvStatus(self.call(control).status())
     }
 
     /// Reads a register of this VP.

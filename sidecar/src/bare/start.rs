@@ -47,6 +47,7 @@ use sidecar_defs::SidecarOutput;
 use sidecar_defs::SidecarParams;
 use sidecar_defs::command_page_offset;
 use sidecar_defs::handshake;
+use sidecar_defs::handshake::Request;
 use sidecar_defs::private_pages_offset;
 use spin::Mutex;
 use thiserror::Error;
@@ -71,8 +72,12 @@ pub(super) enum StartError {
     NoEvents(HvStatus),
     #[error(transparent)]
     Cpu(#[from] CpuError),
-    #[error("{0} of node {1} did not come up within 10 s")]
-    Silent(Vps, usize),
+    #[error("{vps} of node {node} still {status:?} after 10 s")]
+    Silent {
+        vps: Vps,
+        node: usize,
+        status: CpuStatus,
+    },
 }
 
 /// A CPU that cannot be started.
@@ -179,16 +184,29 @@ fn start_nodes(
     for (index, node) in nodes.iter().enumerate() {
         prepare(params, index, node, image, apic);
     }
+    let result = start_prepared(nodes, output, &mut calls, time);
+    if result.is_err() {
+        give_back(nodes, &mut calls, time)?;
+    }
+    result
+}
+
+fn start_prepared(
+    nodes: &[NodeParams],
+    output: &mut SidecarOutput,
+    calls: &mut Calls,
+    time: impl Fn() -> Result<u64, StartError>,
+) -> Result<(), StartError> {
     output.start_begin = time()?;
     for (index, params) in nodes.iter().enumerate() {
         let node = Node {
             index,
             params: *params,
         };
-        start_others(&node, &control_page(params).status, &mut calls);
+        start_others(&node, &control_page(params).status, calls);
     }
     for (index, node) in nodes.iter().enumerate() {
-        output.started += wait_for(index, node, time)?;
+        output.started += wait_for(index, node, CpuStatus::RUN, &time)?;
     }
     output.start_end = time()?;
     match *FAILURE.lock() {
@@ -317,12 +335,33 @@ fn first_context(node: &Node, cpu: u32, [gdt, idt]: [Descriptors; 2]) -> HvIniti
     context::initial(entry, page_tables, gdt, idt)
 }
 
-/// Waits until no CPU of a node is on its way: how many are there.
+/// Has the CPUs leave that did start, so that Linux can have them.
+fn give_back(
+    nodes: &[NodeParams],
+    calls: &mut Calls,
+    time: impl Fn() -> Result<u64, StartError>,
+) -> Result<(), StartError> {
+    for (index, node) in nodes.iter().enumerate() {
+        let cells = &control_page(node).status[..node.cpu_count as usize];
+        for (cell, cpu) in cells.iter().zip(0..) {
+            if handshake::ask(cell, Request::Remove).is_ok() {
+                calls.wake(node.base_vp + cpu);
+            }
+        }
+        wait_for(index, node, CpuStatus::REMOVE, &time)?;
+    }
+    Ok(())
+}
+
+/// Waits until no CPU of a node has this status: how many are idle.
 fn wait_for(
     index: usize,
     node: &NodeParams,
+    passing: CpuStatus,
     time: impl Fn() -> Result<u64, StartError>,
 ) -> Result<u32, StartError> {
+    // The clock costs an exit, and the others need the processor.
+    const LOOKS: u32 = 1024;
     let cells = &control_page(node).status[..node.cpu_count as usize];
     let count = |wanted: CpuStatus| {
         let bits = cells.iter().zip(0..);
@@ -331,12 +370,19 @@ fn wait_for(
     };
     let start = time()?;
     loop {
-        match count(CpuStatus::RUN) {
-            0 => return Ok(count(CpuStatus::IDLE).count_ones()),
-            missing if time()?.saturating_sub(start) > PATIENCE => {
-                return Err(StartError::Silent(Vps(missing, node.base_vp), index));
+        for _ in 0..LOOKS {
+            if count(passing) == 0 {
+                return Ok(count(CpuStatus::IDLE).count_ones());
             }
-            _ => spin_loop(),
+            spin_loop();
+        }
+        if time()?.saturating_sub(start) > PATIENCE {
+            let missing = Vps(count(passing), node.base_vp);
+            return Err(StartError::Silent {
+                vps: missing,
+                node: index,
+                status: passing,
+            });
         }
     }
 }
