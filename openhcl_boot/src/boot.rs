@@ -9,6 +9,7 @@ use hv_defs::vsm::{VsmCapabilities, VsmVpStatus};
 use loader_defs::linux::E820Entry;
 use loader_defs::memory_type::MemoryVtlType;
 use minimal_rt::hypercall::HypercallError;
+use sidecar_defs::SidecarParams;
 use thiserror::Error;
 
 use crate::host_dt::{HostDeviceTree, HostDtError};
@@ -16,7 +17,7 @@ use crate::imported::{self, ImportedRegion};
 use crate::isolation::{Isolation, Trust};
 use crate::linux::command_line;
 use crate::linux::device_tree::{self, Arch, Contents};
-use crate::log::BootLog;
+use crate::log::{BootLog, Level};
 use crate::memory::map::{e820, partition_map};
 use crate::memory::space::{AddressSpace, SpaceBuilder, allocate_pool};
 use crate::memory::{MemoryError, NodeRange, gpa_pool, mmio, select};
@@ -26,12 +27,13 @@ use crate::params::ShimParams;
 use crate::partition::{PartitionError, PartitionInfo};
 use crate::persisted;
 use crate::range::GpaRange;
+use crate::sidecar::{Circumstances, Failure, Plan, Sidecar};
 
 /// Page of the header at the start of the persisted state.
 const PERSISTED_HEADER_SIZE: u64 = loader_defs::PAGE_SIZE;
 
 /// The VTL in which the shim is at home.
-const VTL2: u8 = 2;
+pub(crate) const VTL2: u8 = 2;
 
 /// What the shim needs from the machine below it.
 pub trait Machine {
@@ -57,6 +59,13 @@ pub trait Machine {
     fn physical_address_bits(&self) -> u8;
     /// VTL2's serial port, set up.
     fn serial(&mut self, rate: u32) -> Option<Box<dyn Write>>;
+    /// Calls the sidecar kernel at `entry`: how many CPUs it has started. What of the
+    /// parameters only the machine knows is filled in.
+    fn start_sidecar(
+        &mut self,
+        entry: u64,
+        params: &mut SidecarParams,
+    ) -> Result<u32, Box<Failure>>;
 }
 
 /// The parts of the image that the shim reads.
@@ -132,6 +141,13 @@ pub enum BootError {
         hardware_id: u32,
         /// The index that the hypervisor gives.
         found: u32,
+    },
+    /// The sidecar has failed half-way. Linux can neither have the memory that its CPUs use
+    /// nor start them.
+    #[error("sidecar: {failure}; {} CPUs run it already", failure.started)]
+    Sidecar {
+        /// What has happened.
+        failure: Box<Failure>,
     },
     /// The initrd is damaged.
     #[error("initrd CRC-32 is {found:#010x}, expected {expected:#010x}")]
@@ -231,10 +247,20 @@ pub fn prepare(
     if nodes.count() > 1 {
         log.detail(format_args!("{nodes}"));
     }
-    log.detail(format_args!("sidecar: {}", sidecar(params, &options)));
+    let circumstances = Circumstances {
+        arch: Arch::NATIVE,
+        vtl,
+        params,
+        options: options.sidecar,
+        partition: &partition,
+        // Without a restored state nobody has a claim.
+        excluded: &[],
+    };
+    let sidecar = start_sidecar(&circumstances, &mut space, machine, log)?;
 
     check_initrd(image.initrd, params.initrd_crc)?;
-    let command_line = command_line::build(&partition, &measured, &options, pool > 0)?;
+    let command_line =
+        command_line::build(&partition, &measured, &options, pool > 0, sidecar.is_some())?;
     let map = partition_map(&partition.memory, &space.typed_ranges(), &mmio);
     let accepted: Vec<ImportedRegion> = imported.unwrap_or_default();
     // Read together, so that usermode can tell reference time from its own counter.
@@ -251,6 +277,7 @@ pub fn prepare(
         reftime_start: start,
         reftime_end,
         tsc_end,
+        sidecar: sidecar.as_ref(),
         command_line: &command_line,
         initrd: params.initrd,
     })
@@ -371,13 +398,44 @@ fn partition_space(params: &ShimParams, ram: &[NodeRange]) -> Result<AddressSpac
     Ok(builder.finish())
 }
 
-fn sidecar(params: &ShimParams, options: &BootOptions) -> &'static str {
-    if params.sidecar.is_empty() {
-        "off: no sidecar in image"
-    } else if !options.sidecar.enabled {
-        "off: by option"
-    } else {
-        "off: this version does not start it"
+// Without a sidecar Linux boots all processors, and one line says why.
+fn start_sidecar(
+    circumstances: &Circumstances<'_>,
+    space: &mut AddressSpace,
+    machine: &mut dyn Machine,
+    log: &BootLog<'_>,
+) -> Result<Option<Sidecar>, BootError> {
+    let without = space.clone();
+    let plan = match Plan::new(circumstances, space) {
+        Ok(plan) => plan,
+        Err(off) => {
+            let level = match off.is_surprising() {
+                true => Level::Warn,
+                false => Level::Detail,
+            };
+            log.line(level, format_args!("sidecar off: {off}"));
+            return Ok(None);
+        }
+    };
+    match plan.start(machine) {
+        Ok(sidecar) => {
+            let microseconds = sidecar
+                .times
+                .map_or(0, |(start, end)| end.saturating_sub(start) / 10);
+            log.detail(format_args!(
+                "sidecar on: {} of {} VPs in {} nodes, started in {microseconds} us",
+                sidecar.started,
+                circumstances.partition.cpus.len(),
+                sidecar.nodes.len(),
+            ));
+            Ok(Some(sidecar))
+        }
+        Err(failure) if failure.started == 0 => {
+            *space = without;
+            log.warn(format_args!("sidecar off: {failure}"));
+            Ok(None)
+        }
+        Err(failure) => Err(BootError::Sidecar { failure }),
     }
 }
 

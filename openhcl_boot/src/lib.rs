@@ -14,9 +14,9 @@
 //! - whatever was logged survives for usermode, and a failure reaches the person behind
 //!   the host as text ([`log`]).
 //!
-//! Refuses: to restore state of an earlier VTL2, to start a sidecar, and to run on SNP or
-//! TDX; the places are marked by typed refusals. It takes no interrupt and starts no
-//! other processor.
+//! Refuses: to restore state of an earlier VTL2, and to run on SNP or TDX; the places are
+//! marked by typed refusals. It takes no interrupt and starts no other processor: that is
+//! for the sidecar kernel, which it calls ([`sidecar`]), and for Linux.
 //!
 //! Everything here is logic that builds for the host as well and is tested there. The
 //! binary of the same name adds entry code, hypercalls and ports for x86_64 and aarch64.
@@ -41,5 +41,6 @@ pub mod options;
 pub mod params;
 pub mod partition;
 pub mod persisted;
+pub mod sidecar;
 
 pub use loader_defs::range;

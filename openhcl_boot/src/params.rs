@@ -90,6 +90,8 @@ pub struct ShimParams {
     pub persisted_state: GpaRange,
     /// Sidecar image; empty if there is none.
     pub sidecar: GpaRange,
+    /// Its entry point; 0 if there is none.
+    pub sidecar_entry: u64,
 }
 
 impl ShimParams {
@@ -159,6 +161,14 @@ impl ShimParams {
             PARAVISOR_PERSISTED_STATE_PAGES * PAGE_SIZE,
             memory,
         )?;
+        let (sidecar, sidecar_entry) = match raw.sidecar_size {
+            0 => (GpaRange::EMPTY, 0),
+            size => {
+                let image = pages("sidecar", raw.sidecar_offset, size, 1, used)?;
+                let entry = part("sidecar_entry", raw.sidecar_entry_offset, 1, 1, image)?;
+                (image, entry.start())
+            }
+        };
         Ok(Self {
             memory,
             used,
@@ -198,11 +208,8 @@ impl ShimParams {
                 used,
             )?,
             persisted_state: sub_pages(persisted, 0, PARAVISOR_PERSISTED_STATE_PAGES),
-            sidecar: if raw.sidecar_size == 0 {
-                GpaRange::EMPTY
-            } else {
-                part("sidecar", raw.sidecar_offset, raw.sidecar_size, 1, used)?
-            },
+            sidecar,
+            sidecar_entry,
         })
     }
 }
@@ -282,6 +289,39 @@ pub(crate) mod tests {
         assert_eq!(params.device_tree.len(), 256 << 10);
         assert_eq!(params.persisted_state.len(), 80 << 10);
         assert!(params.sidecar.is_empty());
+    }
+
+    /// The image has a sidecar kernel of 128 KiB.
+    pub(crate) fn raw_with_sidecar() -> ShimParamsRaw {
+        let at = |gpa: u64| gpa as i64 - BASE as i64;
+        ShimParamsRaw {
+            sidecar_offset: at(0x0860_0000),
+            sidecar_size: 128 << 10,
+            sidecar_entry_offset: at(0x0860_0120),
+            ..raw()
+        }
+    }
+
+    #[test]
+    fn the_entry_of_the_sidecar_is_inside_of_it() {
+        let raw = raw_with_sidecar();
+        let params = ShimParams::new(&raw, BASE).unwrap();
+        assert_eq!(params.sidecar.len(), 128 << 10);
+        assert_eq!(params.sidecar_entry, 0x0860_0120);
+        for entry in [raw.sidecar_offset - 1, raw.sidecar_offset + (128 << 10)] {
+            let wrong = ShimParamsRaw {
+                sidecar_entry_offset: entry,
+                ..raw
+            };
+            let error = ShimParams::new(&wrong, BASE).unwrap_err();
+            assert!(matches!(
+                error,
+                ParamsError::Outside {
+                    field: "sidecar_entry",
+                    ..
+                }
+            ));
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ use openhcl_boot::isolation::Isolation;
 use openhcl_boot::linux::boot_params::BootParamsPages;
 use openhcl_boot::log::BootLog;
 use openhcl_boot::params::ShimParams;
+use openhcl_boot::sidecar::Failure;
+use sidecar_defs::{MAX_CPUS_PER_NODE, MAX_NODES, SidecarParams};
 use string_page_buf::StringBuffer;
 use vm_fdt::FdtWriter;
 use zerocopy::FromZeros;
@@ -117,9 +119,19 @@ impl Machine for Quiet {
     fn serial(&mut self, _rate: u32) -> Option<Box<dyn Write>> {
         None
     }
+
+    fn start_sidecar(
+        &mut self,
+        _entry: u64,
+        params: &mut SidecarParams,
+    ) -> Result<u32, Box<Failure>> {
+        assert_eq!(params.node_count as usize, MAX_NODES);
+        Ok(1)
+    }
 }
 
-// As many processors as are accepted, and as many ranges as fit into the kernel's map.
+// As many processors as are accepted, and about as many ranges as fit into the kernel's tree
+// beside them.
 fn largest_tree() -> Result<Vec<u8>, vm_fdt::Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
@@ -129,12 +141,17 @@ fn largest_tree() -> Result<Vec<u8>, vm_fdt::Error> {
         let cpu = fdt.begin_node(&format!("cpu@{id}"))?;
         fdt.property_string("status", "okay")?;
         fdt.property_u32("reg", id)?;
-        fdt.property_u32("numa-node-id", id % 64)?;
+        // As many sidecar nodes as there can be; the rest cannot be in any.
+        let vnode = match id / MAX_CPUS_PER_NODE {
+            node if node < MAX_NODES as u32 => node,
+            _ => MAX_NODES as u32 + id % 2,
+        };
+        fdt.property_u32("numa-node-id", vnode)?;
         fdt.end_node(cpu)?;
     }
     fdt.end_node(cpus)?;
-    let vtl2 = (128 * MIB, 64 * MIB, 3);
-    let others = (0..600).map(|i| ((1 << 32) + i * 2 * MIB, MIB, 0));
+    let vtl2 = (128 * MIB, 256 * MIB, 3);
+    let others = (0..550).map(|i| ((1 << 32) + i * 2 * MIB, MIB, 0));
     for (i, (base, length, igvm_type)) in [vtl2].into_iter().chain(others).enumerate() {
         let memory = fdt.begin_node(&format!("memory@{base:x}"))?;
         fdt.property_array_u64("reg", &[base, length])?;
@@ -154,7 +171,7 @@ fn params() -> ShimParams {
     let base = 128 * MIB;
     let at = |offset: u64| offset as i64;
     raw.supported_isolation_type = 1;
-    raw.memory_size = 64 * MIB;
+    raw.memory_size = 256 * MIB;
     raw.used_start = at(2 * MIB);
     raw.used_end = at(16 * MIB);
     raw.persisted_state_region_size = 2 * MIB;
@@ -164,6 +181,9 @@ fn params() -> ShimParams {
     raw.parameter_region_offset = at(10 * MIB);
     raw.parameter_region_size = 362 * 4096;
     raw.vtl2_reserved_region_offset = at(12 * MIB);
+    raw.sidecar_offset = at(6 * MIB);
+    raw.sidecar_size = 128 << 10;
+    raw.sidecar_entry_offset = at(6 * MIB);
     raw.log_buffer_start = at(13 * MIB);
     raw.log_buffer_size = 2 * 4096;
     ShimParams::new(&raw, base).expect("parameters of a sound image")

@@ -218,6 +218,10 @@ fn first_milestones(topology: &Topology, first_line: Ticks, configured: Ticks) -
     let mut timeline = Timeline::default();
     if let (Some(pair), Some((start, _))) = (shim_pair(topology), topology.shim_times) {
         timeline.add_reference("openhcl_boot", "started", timeline::reference_ns(start));
+        if let Some((start, end)) = topology.sidecar_times {
+            timeline.add_reference("sidecar", "starts", timeline::reference_ns(start));
+            timeline.add_reference("sidecar", "started", timeline::reference_ns(end));
+        }
         timeline.add("openhcl_boot", "starts_kernel", pair.ticks);
     }
     timeline.add("openvmm_hcl", "started", first_line);

@@ -39,6 +39,8 @@ pub struct Topology {
     pub allocation_mode: String,
     /// When the boot shim began and ended, in units of 100 ns of the reference clock.
     pub shim_times: Option<(u64, u64)>,
+    /// The same for the start of the sidecar, which is part of it; `None` if there is none.
+    pub sidecar_times: Option<(u64, u64)>,
     /// The processor's counter when the boot shim ended.
     pub shim_end_ticks: Option<u64>,
 }
@@ -86,6 +88,9 @@ impl Topology {
             shim_times: root
                 .optional_u64("reftime_boot_start")?
                 .zip(root.optional_u64("reftime_boot_end")?),
+            sidecar_times: root
+                .optional_u64("reftime_sidecar_start")?
+                .zip(root.optional_u64("reftime_sidecar_end")?),
             shim_end_ticks: root.optional_u64("openhcl,tsc-boot-end")?,
         })
     }
@@ -436,6 +441,16 @@ mod tests {
                 .ends_with(r#""command_line":""}"#)
         );
         assert_eq!(topology.to_json("", 100), None);
+    }
+
+    #[test]
+    fn the_sidecars_times_are_there_only_if_it_was_started() {
+        let tree = TreeOnDisk::new();
+        assert_eq!(tree.read().unwrap().sidecar_times, None);
+        tree.set("reftime_sidecar_start", &2000u64.to_be_bytes());
+        assert_eq!(tree.read().unwrap().sidecar_times, None);
+        tree.set("reftime_sidecar_end", &2500u64.to_be_bytes());
+        assert_eq!(tree.read().unwrap().sidecar_times, Some((2000, 2500)));
     }
 
     #[test]

@@ -19,6 +19,8 @@ use minimal_rt::hypercall::{
 use openhcl_boot::boot::{self, Machine};
 use openhcl_boot::isolation::Isolation;
 use openhcl_boot::log::BootLog;
+use openhcl_boot::sidecar::Failure;
+use sidecar_defs::{ErrorText, SidecarParams};
 
 use super::panic::{LOG, fail};
 use super::{HEAP, STACK_COOKIE, check_stack_cookie, image, relocate_image, shim_main};
@@ -253,6 +255,18 @@ impl Machine for ArmMachine {
         // A PL011 can hang when it is written before the kernel has set it up; the log
         // in memory has everything.
         None
+    }
+
+    fn start_sidecar(
+        &mut self,
+        _entry: u64,
+        _params: &mut SidecarParams,
+    ) -> Result<u32, Box<Failure>> {
+        // Not reached: on this architecture there is none.
+        Err(Box::new(Failure {
+            started: 0,
+            text: ErrorText::EMPTY,
+        }))
     }
 }
 

@@ -16,6 +16,8 @@ use openhcl_boot::boot::{self, BootError, Machine};
 use openhcl_boot::isolation::Isolation;
 use openhcl_boot::linux::boot_params::BootParamsPages;
 use openhcl_boot::log::BootLog;
+use openhcl_boot::sidecar::Failure;
+use sidecar_defs::{ErrorText, SidecarOutput, SidecarParams};
 
 use super::panic::{LOG, fail};
 use super::{HEAP, STACK_COOKIE, check_stack_cookie, image, relocate_image, shim_main};
@@ -57,6 +59,9 @@ global_asm!(
     relocate = sym relocate_image,
     main = sym shim_main,
 );
+
+/// Entry of the sidecar kernel.
+type SidecarEntry = unsafe extern "sysv64" fn(&SidecarParams, &mut SidecarOutput) -> bool;
 
 static PAGES: HypercallPages = HypercallPages::new();
 
@@ -187,6 +192,38 @@ impl Machine for X86Machine {
         // SAFETY: the host says that COM3 is there; if not, the ports belong to nobody.
         let io = unsafe { PortIo::new() };
         Some(Box::new(Serial::new(io, COM3, rate)))
+    }
+
+    fn start_sidecar(
+        &mut self,
+        entry: u64,
+        params: &mut SidecarParams,
+    ) -> Result<u32, Box<Failure>> {
+        params.hypercall_page = self.hypercalls().code_gpa();
+        // All of VTL2 is mapped one to one, and so is what is in here.
+        let mut output = SidecarOutput {
+            error: ErrorText::EMPTY,
+            started: 0,
+            reserved: 0,
+            start_begin: 0,
+            start_end: 0,
+        };
+        let entry = core::ptr::with_exposed_provenance::<()>(entry as usize);
+        // SAFETY: `ShimParams` has checked that the entry lies in the sidecar kernel's image,
+        // which is as measured as this code, built for this signature, and reserved. Its
+        // nodes' memory is reserved as well, and mapped. The kernel brings its own page tables
+        // and gives ours back; it keeps neither the parameters nor the output.
+        let started = unsafe {
+            let entry: SidecarEntry = core::mem::transmute(entry);
+            entry(params, &mut output)
+        };
+        if started {
+            return Ok(output.started);
+        }
+        Err(Box::new(Failure {
+            started: output.started,
+            text: output.error,
+        }))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::host_dt::tests::{HostTree, MIB};
 use crate::linux::boot_params::BootParamsPages;
-use crate::params::tests::{BASE, raw};
+use crate::params::tests::{BASE, raw, raw_with_sidecar};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec;
@@ -12,8 +12,10 @@ use core::fmt;
 use hv_defs::hypercall::{HvStatus, HypercallCode};
 use loader_defs::linux::{E820_RAM, E820_RESERVED};
 use loader_defs::paravisor::{COMMAND_LINE_CAPACITY, ParavisorCommandLine};
+use loader_defs::shim::ShimParamsRaw;
 use minimal_rt::Page;
 use proptest::prelude::*;
+use sidecar_defs::{ErrorText, node_memory_size};
 use std::time::Instant;
 use string_page_buf::StringBuffer;
 use zerocopy::IntoBytes;
@@ -25,6 +27,10 @@ struct Fake {
     first_apic_id: u32,
     fail: bool,
     console: Rc<RefCell<String>>,
+    /// Answer of the sidecar kernel.
+    sidecar: Result<u32, (u32, &'static str)>,
+    /// Its entry and parameters.
+    sidecar_calls: Vec<(u64, SidecarParams)>,
 }
 
 struct Console(Rc<RefCell<String>>);
@@ -77,6 +83,19 @@ impl Machine for Fake {
     fn serial(&mut self, _rate: u32) -> Option<Box<dyn Write>> {
         Some(Box::new(Console(self.console.clone())))
     }
+
+    fn start_sidecar(
+        &mut self,
+        entry: u64,
+        params: &mut SidecarParams,
+    ) -> Result<u32, Box<Failure>> {
+        self.sidecar_calls.push((entry, *params));
+        self.sidecar.map_err(|(started, error)| {
+            let mut text = ErrorText::EMPTY;
+            text.write_str(error).unwrap();
+            Box::new(Failure { started, text })
+        })
+    }
 }
 
 struct Setup {
@@ -85,6 +104,7 @@ struct Setup {
     initrd: Vec<u8>,
     initrd_crc: u32,
     persisted: Page,
+    params: ShimParamsRaw,
     machine: Fake,
 }
 
@@ -97,6 +117,7 @@ impl Setup {
             // The check value of CRC-32.
             initrd_crc: 0xcbf4_3926,
             persisted: Page::ZERO,
+            params: raw(),
             machine: Fake {
                 isolation: Isolation::None,
                 vtl: VTL2,
@@ -104,12 +125,14 @@ impl Setup {
                 first_apic_id: 1,
                 fail: false,
                 console: Rc::default(),
+                sidecar: Ok(3),
+                sidecar_calls: Vec::new(),
             },
         }
     }
 
     fn run(&mut self) -> (Result<Handoff, BootError>, String) {
-        let mut params = ShimParams::new(&raw(), BASE).unwrap();
+        let mut params = ShimParams::new(&self.params, BASE).unwrap();
         params.initrd_crc = self.initrd_crc;
         let mut command_line = Page::ZERO;
         let mut raw = ParavisorCommandLine {
@@ -165,7 +188,10 @@ fn a_plain_vm_boots() {
         log.contains("4 VPs, VTL2 RAM 65536 KiB in 1 ranges"),
         "{log}"
     );
-    assert!(log.contains("sidecar: off: no sidecar in image"), "{log}");
+    assert!(
+        log.contains("sidecar off: the image has no sidecar kernel"),
+        "{log}"
+    );
     assert_eq!(
         *setup.machine.console.borrow(),
         "[INFO] openhcl_boot: started\n",
@@ -292,6 +318,102 @@ fn failing_hypercalls_are_named() {
         setup.error(),
         "own VTL: hypercall GET_VP_REGISTERS failed with status ACCESS_DENIED"
     );
+}
+
+fn with_sidecar(nodes: &[(u32, u32)]) -> Setup {
+    let mut tree = HostTree::full();
+    tree.cpus = nodes.into();
+    let mut setup = Setup::new(&tree);
+    setup.params = raw_with_sidecar();
+    setup
+}
+
+#[test]
+fn the_sidecar_gets_its_processors_and_linux_the_others() {
+    let mut setup = with_sidecar(&[(1, 0), (2, 0), (3, 0), (4, 7), (5, 7)]);
+    let (handoff, log) = setup.run();
+    let handoff = handoff.unwrap();
+    assert!(
+        log.contains("sidecar on: 3 of 5 VPs in 2 nodes, started in 0 us"),
+        "{log}"
+    );
+    assert!(handoff.command_line.contains(" maxcpus=1 "));
+    let [(entry, params)] = &setup.machine.sidecar_calls[..] else {
+        panic!("expected one call");
+    };
+    assert_eq!((*entry, params.node_count), (0x0860_0120, 2));
+
+    let openhcl = properties(&handoff.device_tree, "/openhcl");
+    let linux = openhcl.iter().find(|p| p.0 == "linux-cpus").unwrap();
+    assert_eq!(linux.1, 3u32.to_be_bytes());
+    let root = properties(&handoff.device_tree, "/");
+    for name in ["reftime_sidecar_start", "reftime_sidecar_end"] {
+        let time = root.iter().find(|p| p.0 == name).unwrap();
+        assert_eq!(time.1, 2000u64.to_be_bytes());
+    }
+    let base = params.nodes[1].memory_base;
+    let node = properties(&handoff.device_tree, &format!("/sidecar@{base:x}"));
+    let value = |name: &str| &node.iter().find(|p| p.0 == name).unwrap().1;
+    let reg: Vec<u64> = value("reg")
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&bytes| u64::from_be_bytes(bytes))
+        .collect();
+    assert_eq!(reg, [base, 4096, base + 4096, 4 * 4096]);
+    assert_eq!(value("compatible"), b"microsoft,openhcl-sidecar\0");
+    assert_eq!(value("reg-names"), b"ctrl\0shmem\0");
+    assert_eq!(*value("base-cpu"), 3u32.to_be_bytes());
+    assert_eq!(*value("cpu-count"), 2u32.to_be_bytes());
+    assert_eq!(*value("numa-node-id"), 7u32.to_be_bytes());
+    // Linux may not use its memory.
+    let reserved = handoff.e820.iter().filter(|e| e.typ == E820_RESERVED);
+    let size = node_memory_size(3) + node_memory_size(2);
+    let first = params.nodes[0].memory_base;
+    let mut reserved = reserved.map(|e| e.addr..e.addr + e.size);
+    assert!(reserved.any(|r| r.start <= first && first + size <= r.end));
+}
+
+#[test]
+fn a_sidecar_that_does_not_start_leaves_everything_to_linux() {
+    let mut without = with_sidecar(&[(1, 0), (2, 0)]);
+    without.command_line.1 = "OPENHCL_SIDECAR=off";
+    let expected = without.run().0.unwrap();
+
+    let mut setup = with_sidecar(&[(1, 0), (2, 0)]);
+    setup.machine.sidecar = Err((0, "no clock"));
+    let (handoff, log) = setup.run();
+    let handoff = handoff.unwrap();
+    assert!(
+        log.contains("[WARN] sidecar off: its kernel does not start: no clock"),
+        "{log}"
+    );
+    assert_eq!(handoff.e820, expected.e820);
+    assert_eq!(handoff.device_tree.len(), expected.device_tree.len());
+    assert!(!handoff.command_line.contains("maxcpus"));
+}
+
+#[test]
+fn a_sidecar_that_fails_half_way_ends_the_boot() {
+    let mut setup = with_sidecar(&[(1, 0), (2, 0), (3, 0)]);
+    setup.machine.sidecar = Err((1, "VP 2 is silent"));
+    assert_eq!(
+        setup.error(),
+        "sidecar: its kernel does not start: VP 2 is silent; 1 CPUs run it already"
+    );
+}
+
+#[test]
+fn the_option_keeps_the_sidecar_from_being_called() {
+    let mut setup = with_sidecar(&[(1, 0), (2, 0)]);
+    setup.command_line.1 = "OPENHCL_SIDECAR=on,log,off";
+    let (handoff, log) = setup.run();
+    assert!(handoff.is_ok());
+    assert!(
+        log.contains("sidecar off: OPENHCL_SIDECAR says so"),
+        "{log}"
+    );
+    assert!(setup.machine.sidecar_calls.is_empty());
 }
 
 #[test]

@@ -84,10 +84,16 @@ pub fn build(
     measured: &MeasuredCommandLine<'_>,
     options: &BootOptions,
     has_pool: bool,
+    has_sidecar: bool,
 ) -> Result<String, CommandLineError> {
     let mut line = String::with_capacity(MAX_KERNEL_COMMAND_LINE);
     for parameter in COMMON {
         push(&mut line, format_args!("{parameter}"));
+    }
+    if has_sidecar {
+        // What other processors are Linux' is in the device tree. The kernel cannot be told to
+        // boot just these.
+        push(&mut line, format_args!("maxcpus=1"));
     }
     match (partition.com3(), partition.sbsa_uart) {
         (Some(port), _) => {
@@ -187,7 +193,7 @@ mod tests {
             text: "loglevel=8 measured=1",
             append_host,
         };
-        build(&partition, &measured, &BootOptions::default(), true)
+        build(&partition, &measured, &BootOptions::default(), true, false)
     }
 
     const TRUSTED: Trust = Trust::new(Isolation::None, false);
@@ -203,6 +209,21 @@ mod tests {
         assert!(line.contains(" rdinit=/underhill_init "));
         for harmful in ["acpi=off", "pci=off", "iommu=off"] {
             assert!(!line.contains(harmful));
+        }
+    }
+
+    #[test]
+    fn with_a_sidecar_linux_boots_one_processor() {
+        let host = HostDeviceTree::parse(&HostTree::plain().build()).unwrap();
+        let partition = PartitionInfo::new(host, TRUSTED).unwrap();
+        let measured = MeasuredCommandLine {
+            text: "",
+            append_host: true,
+        };
+        for has_sidecar in [false, true] {
+            let options = BootOptions::default();
+            let line = build(&partition, &measured, &options, true, has_sidecar).unwrap();
+            assert_eq!(line.contains(" maxcpus=1 "), has_sidecar);
         }
     }
 

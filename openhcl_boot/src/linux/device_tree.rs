@@ -15,9 +15,14 @@ use crate::memory::NodeRange;
 use crate::memory::map::MapEntry;
 use crate::partition::PartitionInfo;
 use crate::range::GpaRange;
+use crate::sidecar::Sidecar;
 
 /// Property with the `MemoryVtlType` of a range.
 const MEMORY_TYPE_PROPERTY: &str = "openhcl,memory-type";
+
+/// Property with the processors that Linux has beside its first one. It boots with that one
+/// only, and PID 1 brings these up.
+const LINUX_CPUS_PROPERTY: &str = "linux-cpus";
 
 /// The processor architecture that the tree is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +65,8 @@ pub struct Contents<'a> {
     pub reftime_end: Option<u64>,
     /// The time-stamp counter at `reftime_end`.
     pub tsc_end: Option<u64>,
+    /// The sidecar, if it runs.
+    pub sidecar: Option<&'a Sidecar>,
     /// Arm: the kernel's command line.
     pub command_line: &'a str,
     /// Arm: the initrd.
@@ -75,8 +82,11 @@ pub fn build(contents: &Contents<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_u32("#size-cells", 2)?;
     fdt.property_string("model", "microsoft,openvmm")?;
     fdt.property_string("compatible", "microsoft,openvmm")?;
+    let sidecar_times = contents.sidecar.and_then(|sidecar| sidecar.times).unzip();
     for (name, time) in [
         ("reftime_boot_start", contents.reftime_start),
+        ("reftime_sidecar_start", sidecar_times.0),
+        ("reftime_sidecar_end", sidecar_times.1),
         ("reftime_boot_end", contents.reftime_end),
         ("openhcl,tsc-boot-end", contents.tsc_end),
     ] {
@@ -100,6 +110,9 @@ pub fn build(contents: &Contents<'_>) -> Result<Vec<u8>, Error> {
         Arch::Arm64 => devices::arm_platform(&mut fdt, contents)?,
     }
     devices::vmbus(&mut fdt, contents)?;
+    if let Some(sidecar) = contents.sidecar {
+        devices::sidecar(&mut fdt, sidecar)?;
+    }
     openhcl(&mut fdt, contents)?;
     fdt.end_node(root)?;
     fdt.finish()
@@ -178,6 +191,9 @@ fn openhcl(fdt: &mut FdtWriter, contents: &Contents<'_>) -> Result<(), Error> {
     }
     if let Some(address) = contents.vtl0_alias_map {
         fdt.property_u64("vtl0-alias-map", address)?;
+    }
+    if let Some(sidecar) = contents.sidecar {
+        fdt.property_array_u32(LINUX_CPUS_PROPERTY, &sidecar.linux)?;
     }
     for entry in contents.map {
         let node = fdt.begin_node(&format!("memory@{:x}", entry.range.start()))?;

@@ -3,12 +3,15 @@
 use alloc::format;
 use alloc::vec::Vec;
 
+use loader_defs::PAGE_SIZE;
+use sidecar_defs::node_shared_size;
 use vm_fdt::{Error, FdtWriter};
 
 use super::device_tree::{Arch, Contents};
 use crate::host_dt::{Gic, IoApic, SerialPort};
 use crate::partition::PartitionInfo;
 use crate::range::GpaRange;
+use crate::sidecar::Sidecar;
 
 /// The interrupt controller's phandle.
 const PHANDLE_INTERRUPTS: u32 = 1;
@@ -41,6 +44,26 @@ const DEFAULT_REDISTRIBUTORS: u64 = 0xeffe_e000;
 const REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
 /// Size of an SBSA UART's registers.
 const SBSA_UART_SIZE: u64 = 0x1000;
+
+/// The pages of sidecar nodes by which the worker commands their processors.
+pub(super) fn sidecar(fdt: &mut FdtWriter, sidecar: &Sidecar) -> Result<(), Error> {
+    for node in &sidecar.nodes {
+        let (base, count) = (node.memory_base, node.cpus.cpu_count);
+        let shared = node_shared_size(count);
+        let device = fdt.begin_node(&format!("sidecar@{base:x}"))?;
+        fdt.property_string("compatible", "microsoft,openhcl-sidecar")?;
+        fdt.property_array_u64(
+            "reg",
+            &[base, PAGE_SIZE, base + PAGE_SIZE, shared - PAGE_SIZE],
+        )?;
+        fdt.property_string_list("reg-names", ["ctrl".into(), "shmem".into()].into())?;
+        fdt.property_u32("base-cpu", node.cpus.base_vp)?;
+        fdt.property_u32("cpu-count", count)?;
+        fdt.property_u32("numa-node-id", node.cpus.vnode)?;
+        fdt.end_node(device)?;
+    }
+    Ok(())
+}
 
 /// I/O APIC and serial ports, if the host has said where they are. Without an I/O APIC a
 /// port needs no node: the kernel knows the standard addresses, and prints by polling.

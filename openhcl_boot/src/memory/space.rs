@@ -12,6 +12,11 @@ use loader_defs::memory_type::MemoryVtlType;
 use super::{MemoryError, NodeRange};
 use crate::range::GpaRange;
 
+const EVERYWHERE: GpaRange = match GpaRange::new(0, u64::MAX) {
+    Some(range) => range,
+    None => GpaRange::EMPTY,
+};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     Free,
@@ -64,7 +69,7 @@ impl SpaceBuilder {
             })
             .collect();
         let mut builder = Self { entries };
-        builder.mark(used, Use::Image);
+        mark(&mut builder.entries, used, Use::Image);
         builder
     }
 
@@ -75,32 +80,13 @@ impl SpaceBuilder {
         range: GpaRange,
         purpose: MemoryVtlType,
     ) -> Result<(), MemoryError> {
-        let available: u64 = self
-            .entries
-            .iter()
-            .filter(|e| !matches!(e.used, Use::Reserved(_)))
-            .map(|e| e.range.intersection(&range).len())
-            .sum();
-        if available != range.len() || !range.is_page_aligned() {
-            return Err(MemoryError::Reserved { what, range });
-        }
-        self.mark(range, Use::Reserved(purpose));
-        Ok(())
+        reserve(&mut self.entries, what, range, purpose)
     }
 
     /// The space, ready for allocations.
     pub fn finish(self) -> AddressSpace {
         AddressSpace {
             entries: self.entries,
-        }
-    }
-
-    fn mark(&mut self, range: GpaRange, used: Use) {
-        split_at(&mut self.entries, range);
-        for entry in &mut self.entries {
-            if range.contains(&entry.range) {
-                entry.used = used;
-            }
         }
     }
 }
@@ -120,27 +106,43 @@ impl AddressSpace {
         policy: Policy,
         vnode: Option<u32>,
     ) -> Option<GpaRange> {
+        self.allocate_within(EVERYWHERE, size, purpose, policy, vnode)
+    }
+
+    /// The same, from a part of the address space that begins and ends with a page.
+    pub fn allocate_within(
+        &mut self,
+        limits: GpaRange,
+        size: u64,
+        purpose: MemoryVtlType,
+        policy: Policy,
+        vnode: Option<u32>,
+    ) -> Option<GpaRange> {
         let size = size
             .checked_next_multiple_of(PAGE_SIZE)
             .filter(|s| *s > 0)?;
-        let fits = |e: &&Entry| {
-            e.used == Use::Free && e.range.len() >= size && vnode.is_none_or(|v| v == e.vnode)
-        };
+        let mut free = self
+            .entries
+            .iter()
+            .filter(|e| e.used == Use::Free && vnode.is_none_or(|v| v == e.vnode))
+            .map(|e| e.range.intersection(&limits))
+            .filter(|range| range.len() >= size);
         let range = match policy {
-            Policy::LowMemory => {
-                let entry = self.entries.iter().find(fits)?;
-                GpaRange::new(entry.range.start(), size)?
-            }
-            Policy::HighMemory => {
-                let entry = self.entries.iter().rev().find(fits)?;
-                GpaRange::new(entry.range.end() - size, size)?
-            }
+            Policy::LowMemory => GpaRange::new(free.next()?.start(), size)?,
+            Policy::HighMemory => GpaRange::new(free.next_back()?.end() - size, size)?,
         };
-        split_at(&mut self.entries, range);
-        for entry in self.entries.iter_mut().filter(|e| e.range == range) {
-            entry.used = Use::Reserved(purpose);
-        }
+        mark(&mut self.entries, range, Use::Reserved(purpose));
         Some(range)
+    }
+
+    /// Reserves a part of the image for a purpose.
+    pub fn reserve(
+        &mut self,
+        what: &'static str,
+        range: GpaRange,
+        purpose: MemoryVtlType,
+    ) -> Result<(), MemoryError> {
+        reserve(&mut self.entries, what, range, purpose)
     }
 
     /// NUMA nodes that have memory here, sorted.
@@ -227,6 +229,33 @@ pub fn allocate_pool(
         }
     }
     Ok(ranges)
+}
+
+fn reserve(
+    entries: &mut Vec<Entry>,
+    what: &'static str,
+    range: GpaRange,
+    purpose: MemoryVtlType,
+) -> Result<(), MemoryError> {
+    let available: u64 = entries
+        .iter()
+        .filter(|e| !matches!(e.used, Use::Reserved(_)))
+        .map(|e| e.range.intersection(&range).len())
+        .sum();
+    if available != range.len() || !range.is_page_aligned() {
+        return Err(MemoryError::Reserved { what, range });
+    }
+    mark(entries, range, Use::Reserved(purpose));
+    Ok(())
+}
+
+fn mark(entries: &mut Vec<Entry>, range: GpaRange, used: Use) {
+    split_at(entries, range);
+    for entry in entries {
+        if range.contains(&entry.range) {
+            entry.used = used;
+        }
+    }
 }
 
 // Makes the bounds of `range` bounds of entries.
@@ -321,6 +350,27 @@ mod tests {
         assert_eq!(take(36, Policy::LowMemory), Some(range(60, 36)));
         assert_eq!(take(7, Policy::HighMemory), None);
         assert_eq!(take(6, Policy::HighMemory), Some(range(4, 6)));
+    }
+
+    #[test]
+    fn allocation_stays_within_limits() {
+        let nodes = ram(&[(0, 50, 0), (50, 50, 1)]);
+        let mut space = SpaceBuilder::new(&nodes, range(10, 10)).finish();
+        let mut take = |limits, pages: u64, policy, vnode| {
+            space.allocate_within(limits, pages * PAGE_SIZE, POOL, policy, vnode)
+        };
+        let limits = range(15, 45);
+        assert_eq!(take(limits, 4, Policy::LowMemory, None), Some(range(20, 4)));
+        assert_eq!(
+            take(limits, 4, Policy::HighMemory, None),
+            Some(range(56, 4))
+        );
+        assert_eq!(
+            take(limits, 4, Policy::LowMemory, Some(1)),
+            Some(range(50, 4))
+        );
+        assert_eq!(take(limits, 3, Policy::LowMemory, Some(1)), None);
+        assert_eq!(take(range(10, 8), 1, Policy::LowMemory, None), None);
     }
 
     #[test]

@@ -217,6 +217,11 @@ impl Hypercalls {
         Ok(Self { pages })
     }
 
+    /// GPA of the page that the hypervisor has filled with its entry code.
+    pub fn code_gpa(&self) -> u64 {
+        self.pages.code.get().expose_provenance() as u64
+    }
+
     /// Takes the page and the identity back, so that the next program starts clean.
     pub fn disable(self) {
         // SAFETY: the MSRs exist, or `enable` would have failed; nobody calls the page

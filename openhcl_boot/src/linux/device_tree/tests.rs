@@ -46,6 +46,7 @@ fn tree(host: &HostTree, arch: Arch) -> Vec<u8> {
         reftime_start: Some(5),
         reftime_end: Some(9),
         tsc_end: Some(1 << 40),
+        sidecar: None,
         command_line: "panic=-1",
         initrd: range(0x900_0000, 0x1234),
     })
