@@ -7,23 +7,29 @@
 //! and `--check` turns an `over` into a failure for those who want one.
 
 mod boot;
+mod curve;
 mod figure;
 mod guest;
 mod lines;
 mod nested_kvm;
 mod paravisor;
 mod plain;
+mod sidecar;
 
 use crate::vmm_tests::workspace_root;
 use anyhow::Context as _;
 use figure::Baseline;
 use std::path::PathBuf;
 
+/// The picture in the Guide.
+const CURVE: &str = "Guide/src/architecture/sidecar_curve.svg";
+
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask bench boot                   measure and compare with the baseline
   cargo xtask bench paravisor              the same for the control plane
   cargo xtask bench guest                  the same for what runs under the paravisor
+  cargo xtask bench sidecar                the same for machines with many processors
   cargo xtask bench boot --json            for a program
   cargo xtask bench boot --save-baseline   what was measured becomes the baseline";
 
@@ -42,7 +48,7 @@ pub(crate) struct Args {
     /// Fail if a figure is over its limit.
     #[arg(long)]
     check: bool,
-    /// Write the figures to the committed baseline.
+    /// Write the figures to the committed baseline, and the curve of `sidecar` to the Guide.
     #[arg(long)]
     save_baseline: bool,
 }
@@ -56,16 +62,25 @@ enum Name {
     Paravisor,
     /// What the paravisor costs its guest: boot, exits, work, memory.
     Guest,
+    /// What many processors cost, with and without the sidecar.
+    Sidecar,
 }
 
 /// Runs the command.
 pub(crate) fn main(args: Args) -> anyhow::Result<()> {
     let path = args.name.baseline_path();
     let baseline = Baseline::read(&path)?;
+    let rounds = args.rounds as usize;
+    let mut curve = None;
     let mut report = match args.name {
-        Name::Boot => boot::measure(args.rounds as usize)?,
-        Name::Paravisor => paravisor::measure(args.rounds as usize)?,
-        Name::Guest => guest::measure(args.rounds as usize)?,
+        Name::Boot => boot::measure(rounds)?,
+        Name::Paravisor => paravisor::measure(rounds)?,
+        Name::Guest => guest::measure(rounds)?,
+        Name::Sidecar => {
+            let (report, seen) = sidecar::measure(rounds)?;
+            curve = Some(seen);
+            report
+        }
     };
     report.compare(&baseline);
     if args.json {
@@ -77,6 +92,11 @@ pub(crate) fn main(args: Args) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&report.baseline())?;
         std::fs::write(&path, text + "\n")
             .with_context(|| format!("writing {}", path.display()))?;
+        if let Some(curve) = curve {
+            let path = workspace_root().join(CURVE);
+            std::fs::write(&path, curve.to_svg())
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
     }
     let over = report.over();
     anyhow::ensure!(
@@ -93,6 +113,7 @@ impl Name {
             Self::Boot => "baseline.json",
             Self::Paravisor => "paravisor_baseline.json",
             Self::Guest => "guest_baseline.json",
+            Self::Sidecar => "sidecar_baseline.json",
         };
         workspace_root().join("xtask/src/bench").join(file)
     }
