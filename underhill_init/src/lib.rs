@@ -4,11 +4,12 @@
 //! and is told when it ends. The name is historical, see the Guide's glossary.
 //!
 //! In order: mount `/dev` and say [`boot_events::INIT_STARTED`]; the other file systems;
-//! standard streams; kernel settings and limits; the host's entropy; the time of day;
-//! kernel modules; `/bin/openvmm_hcl`. Then it waits. When the paravisor has ended, PID 1 reports how, ends
-//! all other processes, and either asks the hypervisor for power-off, if the paravisor
-//! ended with code 0, or ends itself with the paravisor's code: without PID 1 the kernel
-//! panics, and reports the end of the log, with the reason in it, to the host.
+//! standard streams; kernel settings and limits; with a sidecar, the processors that are Linux'
+//! all the same; the host's entropy; the time of day; kernel modules; `/bin/openvmm_hcl`. Then
+//! it waits. When the paravisor has ended, PID 1 reports how, ends all other processes, and
+//! either asks the hypervisor for power-off, if the paravisor ended with code 0, or ends
+//! itself with the paravisor's code: without PID 1 the kernel panics, and reports the end of
+//! the log, with the reason in it, to the host.
 //!
 //! * Promises: the end of the paravisor is the end of the machine, the log says how it
 //!   came, and the host can tell a failed paravisor from a power-off; every child is
@@ -28,6 +29,7 @@ pub mod modules;
 pub mod options;
 pub mod power;
 pub mod process;
+pub mod processors;
 pub mod supervisor;
 pub mod system;
 pub mod wall_clock;
@@ -51,6 +53,7 @@ use process::Signals;
 use std::path::Path;
 use std::process::Command;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// The paravisor.
 const PARAVISOR: &str = "/bin/openvmm_hcl";
@@ -132,6 +135,7 @@ fn set_up(options: &Options, log: &KernelLog) {
     if let Err(error) = system::raise_limits() {
         log.warning(&format!("the limit of open files stays low: {error}"));
     }
+    bring_up_processors(log);
     match entropy::seed(!options.confidential) {
         Ok(Seeded::Nothing) => log.info("the host gave no entropy"),
         Ok(Seeded::Credited(size)) => log.info(&format!("{size} bytes of entropy credited")),
@@ -154,6 +158,26 @@ fn set_up(options: &Options, log: &KernelLog) {
         ),
         Err(error) => log.error(&format!("no module is loaded: /proc/cmdline: {error}")),
     }
+}
+
+/// With a sidecar, Linux has booted on one processor only.
+fn bring_up_processors(log: &KernelLog) {
+    let cpus = match processors::wanted(Path::new(processors::PROPERTY)) {
+        Ok(Some(cpus)) => cpus,
+        Ok(None) => return,
+        Err(error) => return log.error(&chain(&error)),
+    };
+    let start = Instant::now();
+    let result = processors::bring_up(&cpus, Path::new(processors::PROCESSORS));
+    for failure in &result.failures {
+        log.error(&chain(failure));
+    }
+    log.info(&format!(
+        "{} of {} more CPUs brought up in {} ms",
+        result.count,
+        cpus.len(),
+        start.elapsed().as_millis()
+    ));
 }
 
 /// The paravisor's life.

@@ -12,6 +12,7 @@ mod guest_tests;
 mod image;
 mod numa;
 mod ohcldiag;
+mod sidecar;
 mod tmk;
 mod vsock;
 mod worker;
