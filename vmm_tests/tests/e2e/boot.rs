@@ -159,6 +159,29 @@ fn the_vtl_driver_is_loaded() {
 }
 
 #[test]
+fn the_vmbus_driver_connects_to_the_host_without_a_complaint() {
+    let mut vm = Scenario::release()
+        .vps(2)
+        .bootargs("loglevel=8")
+        .power_off_after_boot()
+        .start();
+    vm.expect(Source::Vtl2, "hv_vmbus: Vmbus version:6.0");
+    vm.expect_exit(ExitReason::PowerOff);
+    let console = vm.console(Source::Vtl2);
+    let complaints: Vec<&str> = console
+        .lines()
+        .filter(|line| line.contains("] hv_vmbus: ") || line.contains("WARNING:"))
+        .filter(|line| !line.contains("Vmbus version:") && !line.contains("istering driver"))
+        .collect();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    assert!(
+        !vm.console(Source::Host).contains("VMBus"),
+        "{}",
+        vm.console(Source::Host)
+    );
+}
+
+#[test]
 fn usermode_reads_the_log_that_the_boot_shim_left_in_memory() {
     let mut vm = Scenario::release()
         .bootargs("loglevel=8")

@@ -2,24 +2,53 @@
 
 use super::calls::{Caller, check_partition};
 use crate::partition::guest::lapic;
-use crate::partition::{Processor, synic};
+use crate::partition::{Processor, synic, vmbus};
 use crate::vtl::Vtl;
-use ::synic::{Connections, DirectEvent, DirectMessage};
+use ::synic::{
+    Connection, Connections, DirectEvent, DirectMessage, MessageRoute, Port, PortKind, TargetVp,
+};
 use hv_defs::hypercall::{HvStatus, HypercallCode};
 use hv_defs::synic::{
     AssertVirtualInterrupt, PostMessage, PostMessageDirect, SignalEvent, SignalEventDirect,
     SignalEventDirectOutput,
 };
+use vmbus_defs::{CONNECTION_ID, CONNECTION_ID_4, DEFAULT_SINT};
 
-/// Nobody has a port: VTL2 has no SynIC that the guest's connections could lead to.
-const CONNECTIONS: Connections<'_> = Connections(&[]);
+/// VTL2 can send messages to the host's end of its VMBus. The guest has no connection.
+const CONNECTIONS: Connections<'_> = Connections(&[
+    vmbus_connection(CONNECTION_ID),
+    vmbus_connection(CONNECTION_ID_4),
+]);
+
+const fn vmbus_connection(id: u32) -> Connection {
+    Connection {
+        sender_vtl: Vtl::PARAVISOR.number(),
+        first: id,
+        last: id,
+        // The host takes the messages itself, so where the port is does not matter.
+        port: Port {
+            id,
+            vtl: Vtl::PARAVISOR.number(),
+            vp: TargetVp::Any,
+            sint: DEFAULT_SINT,
+            kind: PortKind::Message,
+        },
+    }
+}
 
 pub(super) fn post_message<P: Processor>(
     caller: &mut Caller<'_, P>,
     input: &PostMessage,
 ) -> Result<(), HvStatus> {
     let vtl = caller.vp.vtl.number();
-    let result = CONNECTIONS.message(vtl, input).map(|_| ());
+    let result = match CONNECTIONS.message(vtl, input) {
+        Ok(MessageRoute {
+            header: (message_type, _),
+            payload,
+            ..
+        }) => vmbus::receive(caller.partition, caller.processor, message_type, payload),
+        Err(status) => Err(status),
+    };
     unknown_connection(caller, result)
 }
 

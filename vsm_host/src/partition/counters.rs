@@ -26,6 +26,8 @@ pub enum Refused {
     Apic(u64),
     /// An instruction that is the host's, by exit code.
     Instruction(u64),
+    /// A message to the VMBus that it cannot answer.
+    VmbusMessage,
     /// A report that would have been logged, after [`MAX_REPORTS`] of the VP.
     Report,
 }
@@ -39,6 +41,7 @@ impl fmt::Display for Refused {
             Self::Register(name) => write!(f, "VP register {name:#x}"),
             Self::Port(port) => write!(f, "access to port {port:#x}"),
             Self::Apic(address) => write!(f, "write to APIC register {address:#x}"),
+            Self::VmbusMessage => f.write_str("message to the VMBus"),
             Self::Report => f.write_str("further report of a VP"),
             Self::Instruction(exit) => write!(f, "instruction with exit code {exit:#x}"),
         }

@@ -20,6 +20,7 @@ mod physical;
 pub mod synic;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod vmbus;
 
 use crate::clock::{Frequencies, ReferenceTime};
 use crate::cpuid;
@@ -50,6 +51,7 @@ use msrs::Mtrrs;
 use overlay::Overlay;
 use physical::PhysicalApic;
 use spin::Mutex;
+use vmbus::Vmbus;
 use vsm_host_defs::ExitReason;
 use x86_defs::svm::{ExitCode, Vmcb};
 
@@ -144,6 +146,7 @@ pub struct Partition {
     /// Changes of the guest's nested page table.
     changes: Changes,
     intercepts: Intercepts,
+    vmbus: Mutex<Vmbus>,
     /// What was refused.
     pub counters: Counters,
 }
@@ -217,6 +220,7 @@ impl Partition {
             protections: Mutex::new(()),
             changes: Changes::new(),
             intercepts: Intercepts::new(),
+            vmbus: Mutex::default(),
             counters: Counters::new(),
         }
     }

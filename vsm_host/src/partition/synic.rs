@@ -154,6 +154,21 @@ pub fn write_msr(
     Ok(())
 }
 
+/// A message of the host to a VP: its type and sender, and what it says.
+pub fn post(
+    partition: &Partition,
+    processor: &impl Processor,
+    target: (u32, Vtl),
+    sint: u8,
+    header: (u32, u64),
+    payload: &[u8],
+) -> Result<(), HvStatus> {
+    with(partition, processor, target, |synic, now, memory| {
+        let raised = synic.post(sint, header, payload, now, memory)?;
+        Ok(((), raised))
+    })
+}
+
 /// HvCallPostMessageDirect to a VP.
 pub fn post_direct(
     partition: &Partition,

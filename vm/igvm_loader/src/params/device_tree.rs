@@ -1,5 +1,5 @@
 //! The host device tree: the contract's schema (CPUs in VP order, memory with its IGVM
-//! type, `/openhcl`, entropy, boot arguments, COM3), and the IOAPICs.
+//! type, `/openhcl`, entropy, boot arguments, VTL2's VMBus, COM3), and the IOAPICs.
 //!
 //! The IOAPICs are not part of that schema, whose readers skip nodes that they do not
 //! know. They are `/interrupt-controller@ADDRESS`, compatible "intel,ce4100-ioapic", with
@@ -8,13 +8,15 @@
 use super::Parameters;
 use alloc::format;
 use alloc::vec::Vec;
-use igvm_defs::dt::IGVM_DT_IGVM_TYPE_PROPERTY;
+use igvm_defs::dt::{IGVM_DT_IGVM_TYPE_PROPERTY, IGVM_DT_VTL_PROPERTY};
 use vm_fdt::FdtWriter;
+use vmbus_defs::CONNECTION_ID_4;
 
 /// Size of an IOAPIC's register page.
 const IO_APIC_SIZE: u64 = 0x1000;
 const COM3_PORT: u64 = 0x3e8;
 const COM3_PORT_COUNT: u64 = 8;
+const VTL2: u32 = 2;
 const COM3_SPEED: u32 = 115_200;
 
 impl Parameters<'_> {
@@ -59,6 +61,7 @@ impl Parameters<'_> {
             fdt.property_u32("interrupt-base", io_apic.gsi_base)?;
             fdt.end_node(node)?;
         }
+        vmbus(&mut fdt)?;
         if self.machine.com3 {
             com3(&mut fdt)?;
         }
@@ -92,6 +95,23 @@ impl Parameters<'_> {
         }
         fdt.end_node(openhcl)
     }
+}
+
+/// VTL2's VMBus. It has no MMIO: without channels nobody needs any.
+fn vmbus(fdt: &mut FdtWriter) -> vm_fdt::FdtWriterResult<()> {
+    let bus = fdt.begin_node("bus")?;
+    fdt.property_string("compatible", "simple-bus")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    let vmbus = fdt.begin_node("vmbus")?;
+    fdt.property_string("compatible", "microsoft,vmbus")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_u32(IGVM_DT_VTL_PROPERTY, VTL2)?;
+    fdt.property_u32("microsoft,message-connection-id", CONNECTION_ID_4)?;
+    fdt.end_node(vmbus)?;
+    fdt.end_node(bus)
 }
 
 fn com3(fdt: &mut FdtWriter) -> vm_fdt::FdtWriterResult<()> {

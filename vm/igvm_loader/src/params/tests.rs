@@ -136,6 +136,26 @@ fn com3_and_the_ioapic_are_described() {
 }
 
 #[test]
+fn the_vmbus_of_vtl2_has_no_mmio() {
+    let blob = tree("");
+    let tree = Fdt::new(&blob).unwrap();
+    let bus = tree.find_node("/bus").unwrap();
+    assert_eq!(
+        bus.property("compatible").unwrap().as_str(),
+        Some("simple-bus")
+    );
+    assert!(bus.property("ranges").unwrap().value.is_empty());
+    let vmbus = tree.find_node("/bus/vmbus").unwrap();
+    assert_eq!(
+        vmbus.property("compatible").unwrap().as_str(),
+        Some("microsoft,vmbus")
+    );
+    assert_eq!(number(vmbus, "microsoft,vtl"), 2);
+    assert_eq!(number(vmbus, "microsoft,message-connection-id"), 4);
+    assert!(vmbus.property("ranges").is_none());
+}
+
+#[test]
 fn a_machine_without_com3_has_no_serial_node() {
     let mut machine = machine();
     machine.com3 = false;

@@ -160,3 +160,52 @@ fn pages_outside_of_vtl2_are_not_written() {
     let next = guest.partition.handle_exit(&mut guest.vp, &guest.processor);
     assert_eq!(next, Next::Resume);
 }
+
+fn vmbus_message(connection_id: u32, payload: &[u8]) -> PostMessage {
+    let mut input = PostMessage {
+        connection_id,
+        rsvd: 0,
+        message_type: vmbus_defs::SYNIC_MESSAGE_TYPE,
+        payload_size: payload.len() as u32,
+        payload: [0; 240],
+    };
+    input.payload[..payload.len()].copy_from_slice(payload);
+    input
+}
+
+/// What Linux sends: version 6.0, VP 2, source 2, VTL 2.
+fn contact() -> Vec<u8> {
+    let words = [14, 0, 0x6_0000, 2, 0x202, 0, 0, 0, 0, 0];
+    words.as_bytes().to_vec()
+}
+
+#[test]
+fn vmbus_answers_by_message_and_interrupt() {
+    let mut guest = Guest::with_own_synic();
+    let code = control(HypercallCode::POST_MESSAGE);
+    let post = |guest: &mut Guest, id, payload: &[u8]| {
+        let status = guest.call(code, vmbus_message(id, payload).as_bytes()).0;
+        let slot = MESSAGES + 2 * 256;
+        let found = [0, 4, 16, 24].map(|offset| guest.word(slot + offset));
+        guest.processor.store_word(slot, 0);
+        (status, found, guest.processor.interrupted.take())
+    };
+    let interrupt = vec![(3, 0xf3)];
+    // What Linux tries first does not exist.
+    let (status, ..) = post(&mut guest, 0x80_0074, &contact());
+    assert_eq!(status, HvStatus::INVALID_CONNECTION_ID);
+    let answer = [1, 16, 15, 1];
+    let expected = (HvStatus::SUCCESS, answer, interrupt.clone());
+    assert_eq!(post(&mut guest, 4, &contact()), expected);
+    let (_, found, sent) = post(&mut guest, 4, &3u64.to_le_bytes());
+    assert_eq!((found[..3].to_vec(), sent), (vec![1, 8, 4], interrupt));
+    // A message that makes no sense.
+    let (status, found, sent) = post(&mut guest, 4, &[3]);
+    assert_eq!((status, found[0]), (HvStatus::SUCCESS, 0));
+    assert_eq!(sent, []);
+    // The guest in VTL0 has no connection.
+    let mut guest = Guest::in_vtl0();
+    let status = guest.of_guest(code, vmbus_message(4, &contact()).as_bytes());
+    let refused = HypercallResult::new().with_status(HvStatus::INVALID_CONNECTION_ID.0);
+    assert_eq!(status, Outcome::Done(refused));
+}
