@@ -41,6 +41,8 @@ pub struct Topology {
     pub shim_times: Option<(u64, u64)>,
     /// The same for the start of the sidecar, which is part of it; `None` if there is none.
     pub sidecar_times: Option<(u64, u64)>,
+    /// VPs that Linux has beside the first, if there is a sidecar.
+    linux_vps: Option<usize>,
     /// The processor's counter when the boot shim ended.
     pub shim_end_ticks: Option<u64>,
 }
@@ -91,6 +93,9 @@ impl Topology {
             sidecar_times: root
                 .optional_u64("reftime_sidecar_start")?
                 .zip(root.optional_u64("reftime_sidecar_end")?),
+            linux_vps: openhcl
+                .property("linux-cpus")?
+                .map(|list| list.len() / size_of::<u32>()),
             shim_end_ticks: root.optional_u64("openhcl,tsc-boot-end")?,
         })
     }
@@ -143,6 +148,11 @@ impl Topology {
 
     fn json(&self, command_line: &str) -> String {
         #[derive(Serialize)]
+        struct Sidecar {
+            cpus: usize,
+            start_ns: u64,
+        }
+        #[derive(Serialize)]
         struct Report<'a> {
             vps: Vec<u32>,
             vnodes: u32,
@@ -153,6 +163,8 @@ impl Topology {
             allocation_mode: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             boot_shim_us: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            sidecar: Option<Sidecar>,
             command_line: &'a str,
         }
         let report = Report {
@@ -166,6 +178,13 @@ impl Topology {
             boot_shim_us: self
                 .shim_times
                 .map(|(start, end)| end.saturating_sub(start) / 10),
+            sidecar: self
+                .sidecar_times
+                .zip(self.linux_vps)
+                .map(|((start, end), linux_vps)| Sidecar {
+                    cpus: self.vps.len().saturating_sub(1 + linux_vps),
+                    start_ns: end.saturating_sub(start).saturating_mul(100),
+                }),
             command_line,
         };
         serde_json::to_string(&report).expect("numbers and texts always have a JSON form")
@@ -450,7 +469,12 @@ mod tests {
         tree.set("reftime_sidecar_start", &2000u64.to_be_bytes());
         assert_eq!(tree.read().unwrap().sidecar_times, None);
         tree.set("reftime_sidecar_end", &2500u64.to_be_bytes());
-        assert_eq!(tree.read().unwrap().sidecar_times, Some((2000, 2500)));
+        tree.set("openhcl/linux-cpus", &[]);
+        let topology = tree.read().unwrap();
+        assert_eq!(topology.sidecar_times, Some((2000, 2500)));
+        let json = topology.to_json("", 1000).unwrap();
+        let expected = r#""sidecar":{"cpus":1,"start_ns":50000}"#;
+        assert!(json.contains(expected), "{json}");
     }
 
     #[test]
