@@ -7,6 +7,7 @@
 
 use crate::artifacts::artifacts;
 use crate::artifacts::read;
+use crate::program;
 use igvm_builder::GuestFiles;
 use igvm_builder::LinuxDirect;
 use igvm_builder::Manifest;
@@ -51,6 +52,14 @@ impl Image {
         Self::build(&manifest, None)
     }
 
+    /// The same with a sidecar kernel that consists of this code.
+    #[track_caller]
+    pub fn with_sidecar(manifest: &str, code: &[u8]) -> Self {
+        let manifest = Manifest::parse(manifest, Path::new("manifest of the test"))
+            .unwrap_or_else(|error| panic!("{error}"));
+        Self::build_with(&manifest, None, &program::elf(code))
+    }
+
     /// The release image with a guest: any kernel that `vm_loader` knows, and its initrd.
     #[track_caller]
     pub fn with_guest(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> Self {
@@ -84,15 +93,19 @@ impl Image {
 
     #[track_caller]
     fn build(manifest: &Manifest, guest: Option<GuestFiles<'_>>) -> Self {
+        Self::build_with(manifest, guest, &read(&artifacts().sidecar))
+    }
+
+    #[track_caller]
+    fn build_with(manifest: &Manifest, guest: Option<GuestFiles<'_>>, sidecar: &[u8]) -> Self {
         let artifacts = artifacts();
-        let sidecar = read(&artifacts.sidecar);
         let image = igvm_builder::build(
             manifest,
             &Resources {
                 kernel: &read(&artifacts.vmlinux),
                 shim: &read(&artifacts.openhcl_boot),
                 initrd: &read(&artifacts.initrd),
-                sidecar: manifest.sidecar.then_some(&sidecar),
+                sidecar: manifest.sidecar.then_some(sidecar),
                 guest,
             },
         );

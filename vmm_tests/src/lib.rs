@@ -28,6 +28,7 @@
 mod artifacts;
 mod guest_tests;
 mod image;
+mod program;
 mod reports;
 mod scenario;
 mod tmk_image;
