@@ -180,7 +180,8 @@ impl core::fmt::Write for ErrorText {
 pub struct SidecarOutput {
     /// Why the entry has failed.
     pub error: ErrorText,
-    /// CPUs that are in the sidecar now.
+    /// CPUs that are in the sidecar now. If the entry has failed, also those that may still
+    /// arrive: not before this is 0 the memory can be used for anything else.
     pub started: u32,
     /// Zero.
     pub reserved: u32,

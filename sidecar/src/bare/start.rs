@@ -186,9 +186,24 @@ fn start_nodes(
     }
     let result = start_prepared(nodes, output, &mut calls, time);
     if result.is_err() {
-        give_back(nodes, &mut calls, time)?;
+        let given_back = give_back(nodes, &mut calls, time);
+        // While there are any, the shim must not let Linux have the memory.
+        output.started = nodes.iter().map(remaining).sum();
+        given_back?;
     }
     result
+}
+
+/// CPUs of a node that are in the kernel, or can still arrive.
+fn remaining(node: &NodeParams) -> u32 {
+    let cells = &control_page(node).status[..node.cpu_count as usize];
+    let is_here = |cell: &&AtomicU8| {
+        !matches!(
+            handshake::status(*cell),
+            CpuStatus::REMOVED | CpuStatus::FAILED
+        )
+    };
+    cells.iter().filter(is_here).count() as u32
 }
 
 fn start_prepared(
