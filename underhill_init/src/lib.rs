@@ -167,6 +167,9 @@ fn bring_up_processors(log: &KernelLog) {
         Ok(None) => return,
         Err(error) => return log.error(&chain(&error)),
     };
+    if cpus.is_empty() {
+        return log.info("Linux has no CPU beside the first");
+    }
     let start = Instant::now();
     let result = processors::bring_up(&cpus, Path::new(processors::PROCESSORS));
     for failure in &result.failures {

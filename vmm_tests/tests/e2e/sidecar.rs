@@ -75,6 +75,23 @@ fn linux_boots_on_one_processor_and_pid_1_brings_up_its_others() {
 }
 
 #[test]
+fn where_all_but_one_are_the_sidecars_linux_has_that_one() {
+    let image = Image::with_sidecar(MANIFEST, SATISFIED);
+    let (_, console) = boot(&image, "4", "");
+    let init = "underhill_init: Linux has no CPU beside the first";
+    assert!(console.contains(init), "{console}");
+}
+
+#[test]
+fn of_sixty_four_processors_linux_boots_two() {
+    let image = Image::with_sidecar(MANIFEST, SATISFIED);
+    let (said, console) = boot(&image, "64", "");
+    assert!(said.starts_with("on: 0 of 64 VPs in 2 nodes"), "{said}");
+    let init = "underhill_init: 1 of 1 more CPUs brought up";
+    assert!(console.contains(init), "{console}");
+}
+
+#[test]
 fn a_sidecar_that_fails_half_way_ends_the_boot() {
     let mut vm = Scenario::image(&Image::with_sidecar(MANIFEST, BROKEN))
         .vps(2)
