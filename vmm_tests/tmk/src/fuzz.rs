@@ -32,7 +32,7 @@ const NATIVE_HIGH: Range<u32> = 0xc000_0000..0xc000_2000;
 /// AMD's own MSRs: SVM, SMM and machine configuration, which the host must guard.
 const NATIVE_AMD: Range<u32> = 0xc001_0000..0xc001_2000;
 /// Synthetic MSRs that exist.
-const SYNTHETIC: [u32; 13] = [
+const SYNTHETIC: [u32; 19] = [
     msr::HV_X64_MSR_GUEST_OS_ID,
     msr::HV_X64_MSR_HYPERCALL,
     msr::HV_X64_MSR_VP_INDEX,
@@ -46,9 +46,15 @@ const SYNTHETIC: [u32; 13] = [
     msr::HV_X64_MSR_CRASH_P4,
     msr::HV_X64_MSR_CRASH_CTL,
     msr::HV_X64_MSR_TSC_INVARIANT_CONTROL,
+    msr::HV_X64_MSR_SCONTROL,
+    msr::HV_X64_MSR_SIEFP,
+    msr::HV_X64_MSR_SIMP,
+    msr::HV_X64_MSR_EOM,
+    msr::HV_X64_MSR_SINT0,
+    msr::HV_X64_MSR_SINT0 + 2,
 ];
 /// Calls that exist, and whether they repeat.
-const CALLS: [(HypercallCode, bool); 9] = [
+const CALLS: [(HypercallCode, bool); 13] = [
     (HypercallCode::MODIFY_VTL_PROTECTION_MASK, true),
     (HypercallCode::ENABLE_VP_VTL, false),
     (HypercallCode::GET_VP_REGISTERS, true),
@@ -58,10 +64,14 @@ const CALLS: [(HypercallCode, bool); 9] = [
     (HypercallCode::ENTER_SLEEP_STATE, false),
     (HypercallCode::START_VIRTUAL_PROCESSOR, false),
     (HypercallCode::GET_VP_INDEX_FROM_APIC_ID, true),
+    (HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI, false),
+    (HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI_EX, false),
+    (HypercallCode::SIGNAL_EVENT_DIRECT, false),
+    (HypercallCode::POST_MESSAGE_DIRECT, false),
 ];
 /// Registers that exist. Without crash control: a host obeys that one by ending the
 /// machine.
-const REGISTERS: [HvRegisterName; 16] = [
+const REGISTERS: [HvRegisterName; 17] = [
     // Of VTL0.
     HvRegisterName::RIP,
     HvRegisterName::RFLAGS,
@@ -79,6 +89,8 @@ const REGISTERS: [HvRegisterName; 16] = [
     HvRegisterName::GUEST_OS_ID,
     HvRegisterName::GUEST_CRASH_P0,
     HvRegisterName::REG_PAGE,
+    // No value that is written suspends the VP.
+    HvRegisterName::INTERNAL_ACTIVITY_STATE,
 ];
 
 /// Memory that random calls name.
@@ -203,6 +215,23 @@ fn random_input(prng: &mut Prng, code: HypercallCode, arena: &Arena) -> [u64; IN
             words[1] = vtl;
             for word in &mut words[2..] {
                 *word = prng.below(4) | (prng.below(4) << 32);
+            }
+        }
+        // A vector for VPs that exist, or one bank of them.
+        HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI => {
+            (words[0], words[1]) = (prng.below(0x120), prng.below(8));
+        }
+        HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI_EX => {
+            (words[0], words[1], words[2]) = (prng.below(0x120), prng.below(2), 0);
+        }
+        // A message or an event for VTL2.
+        HypercallCode::SIGNAL_EVENT_DIRECT | HypercallCode::POST_MESSAGE_DIRECT => {
+            let sint = prng.below(16);
+            words[1] = u64::from(vp) | 2 << 32 | sint << 40 | prng.below(2048) << 48;
+            if code == HypercallCode::POST_MESSAGE_DIRECT {
+                words[1] = u64::from(vp) | 2 << 32;
+                words[2] = sint | 1 << 32;
+                words[3] = 16;
             }
         }
         // A valid VTL; the VP runs, or does not exist.

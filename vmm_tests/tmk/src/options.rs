@@ -64,7 +64,7 @@ suite_list! {
     Ports = "ports", true;
     /// Malformed and well-formed hypercalls.
     Hypercalls = "hypercalls", true;
-    /// Starting the other VPs.
+    /// Starting the other VPs, and what they send each other.
     Smp = "smp", true;
     /// Random hypercalls and MSR accesses.
     Fuzz = "fuzz", true;

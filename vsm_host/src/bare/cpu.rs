@@ -265,6 +265,7 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
         }
         match partition.handle_exit(vp, &Physical) {
             Next::Resume => {}
+            Next::Suspend => partition.suspend(vp, &mut SuspendedSleeper(index)),
             Next::End(reason) => {
                 exit::claim();
                 partition.counters.summary(console::line);
@@ -276,6 +277,25 @@ pub(crate) fn run(partition: &Partition, index: u32) -> ! {
                 exit::end(reason);
             }
         }
+    }
+}
+
+/// How a CPU waits whose VP has run. An NMI may come from its timer, which VTL0 has set.
+struct SuspendedSleeper(u32);
+
+impl Sleeper for SuspendedSleeper {
+    fn sleep(&mut self) {
+        NmiSleeper.sleep();
+        timer::fired(self.0);
+    }
+
+    fn drain(&mut self) {
+        NmiSleeper.drain();
+        timer::fired(self.0);
+    }
+
+    fn relax(&mut self) {
+        NmiSleeper.relax();
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Caller<'a, P> {
     pub end: Option<ExitReason>,
     /// Set by a call of the guest that VTL2 answers.
     pub intercepted: bool,
+    /// Set by a call that suspends the VP.
+    pub suspended: bool,
 }
 
 impl<'a, P: Processor> Caller<'a, P> {

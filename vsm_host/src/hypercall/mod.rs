@@ -183,16 +183,23 @@ pub fn handle(partition: &Partition, vp: &mut Vp, processor: &impl Processor) ->
         processor,
         end: None,
         intercepted: false,
+        suspended: false,
     };
     let result = call(&mut caller, control);
     let Caller {
-        end, intercepted, ..
+        end,
+        intercepted,
+        suspended,
+        ..
     } = caller;
     if let Some(reason) = end {
         return Outcome::End(reason);
     }
     if intercepted {
         return Outcome::Intercepted;
+    }
+    if suspended {
+        return Outcome::Switched(Next::Suspend);
     }
     Outcome::Done(match result {
         Ok(done) => HypercallResult::new().with_reps_completed(done),

@@ -9,7 +9,7 @@ use crate::partition::{Processor, crash};
 use crate::vtl::Vtl;
 use hv_defs::hypercall::{GetSetVpRegisters, HvMapGpaFlags, HvStatus};
 use hv_defs::msr::OverlayPage;
-use hv_defs::registers::{HvRegisterAssoc, HvRegisterName as Name};
+use hv_defs::registers::{HvRegisterAssoc, HvRegisterName as Name, InternalActivity};
 use hv_defs::vsm::{VsmCapabilities, VsmPartitionConfig, VsmPartitionStatus, VsmVpStatus};
 
 const CRASH_P0: u32 = Name::GUEST_CRASH_P0.0;
@@ -70,6 +70,10 @@ pub(super) fn set<P: Processor>(
             return Err(HvStatus::INVALID_REGISTER_VALUE);
         }
         *done += 1;
+        if caller.suspended {
+            // Nobody is there any more to write the others for.
+            break;
+        }
     }
     Ok(())
 }
@@ -190,6 +194,11 @@ fn read<P: Processor>(
             check_self(caller, vp)?;
             own.register_page.into()
         }
+        // Who asks is active.
+        Name::INTERNAL_ACTIVITY_STATE => {
+            check_self(caller, vp)?;
+            InternalActivity::new().into()
+        }
         Name(CRASH_P0..=CRASH_P4) => partition.crash_parameter(vtl, (name - CRASH_P0) as usize),
         Name::GUEST_CRASH_CTL => crash::SUPPORTED.into(),
         _ => return Err(unknown(caller, name)),
@@ -226,6 +235,14 @@ fn write<P: Processor>(
                     .map_err(|_| HvStatus::INVALID_REGISTER_VALUE)?;
             }
             caller.vp.vtls[vtl.index()].register_page = register;
+        }
+        Name::INTERNAL_ACTIVITY_STATE => {
+            check_self(caller, vp)?;
+            let state = InternalActivity::from_bits(value);
+            if state != InternalActivity::new().with_startup_suspend(state.startup_suspend()) {
+                return Err(HvStatus::INVALID_REGISTER_VALUE);
+            }
+            caller.suspended = state.startup_suspend();
         }
         Name(CRASH_P0..=CRASH_P4) => {
             partition.set_crash_parameter(vtl, (name - CRASH_P0) as usize, value);

@@ -20,6 +20,7 @@ mod ipi;
 mod lower_vtl;
 mod of_guest;
 mod own_synic;
+mod suspend;
 
 const INPUT: u64 = 0x1000;
 const OUTPUT: u64 = 0x2000;

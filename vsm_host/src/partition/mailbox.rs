@@ -9,6 +9,10 @@
 //!   cost VTL2 an exit: NMIs are the host's at any time (`partition::nmi`), and nobody
 //!   sends one for another reason to a VP that has not been started.
 //!
+//! A VP that runs can be started again if its software has said that it leaves, and will
+//! suspend itself: the starter leaves the context and sends nothing, and the VP takes the
+//! context when it suspends itself. One that has suspended itself before is stopped.
+//!
 //! The order of these steps is checked by loom below.
 
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +23,10 @@ const STOPPED: u32 = 0;
 const CLAIMED: u32 = 1;
 /// It runs.
 const STARTED: u32 = 2;
+/// It runs, and somebody is starting it again.
+const RECLAIMED: u32 = 3;
+/// It runs, and begins again as soon as it suspends itself.
+const RESTARTING: u32 = 4;
 
 /// The atomic word of a mailbox; a trait so that loom's can take its place.
 pub trait Word {
@@ -61,6 +69,15 @@ pub trait Sleeper {
     fn relax(&mut self);
 }
 
+/// When a VP takes the context that is left for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At once.
+    Now,
+    /// When it suspends itself; until then it goes on.
+    WhenSuspended,
+}
+
 /// State of a VP that others may start.
 pub struct Mailbox<W: Word = AtomicU32>(W);
 
@@ -71,20 +88,62 @@ impl<W: Word> Mailbox<W> {
     }
 
     /// Starts the VP: `prepare` leaves the context, `wake` sends the NMI. False if the VP
-    /// is not stopped; nothing has been called then.
-    pub fn start(&self, prepare: impl FnOnce(), wake: impl FnOnce()) -> bool {
-        if !self.0.replace(STOPPED, CLAIMED) {
-            return false;
+    /// is not stopped, nor one that runs and `leaves`; neither has been called then.
+    pub fn start(
+        &self,
+        leaves: impl Fn() -> bool,
+        prepare: impl FnOnce(Start),
+        wake: impl FnOnce(),
+    ) -> bool {
+        // It is tried once more only after a VP that leaves has suspended itself, or somebody
+        // else has started it.
+        loop {
+            match self.0.load() {
+                STOPPED => {
+                    if self.0.replace(STOPPED, CLAIMED) {
+                        prepare(Start::Now);
+                        wake();
+                        self.0.store(STARTED);
+                        return true;
+                    }
+                }
+                STARTED if leaves() => {
+                    if self.0.replace(STARTED, RECLAIMED) {
+                        prepare(Start::WhenSuspended);
+                        self.0.store(RESTARTING);
+                        return true;
+                    }
+                }
+                _ => return false,
+            }
         }
-        prepare();
-        wake();
-        self.0.store(STARTED);
-        true
     }
 
-    /// Whether the VP has been started.
+    /// Whether the VP has been started, and not suspended itself.
     pub fn is_started(&self) -> bool {
-        self.0.load() == STARTED
+        matches!(self.0.load(), STARTED | RECLAIMED | RESTARTING)
+    }
+
+    /// Called by the VP's own CPU: the VP runs no more. If it has been started again it is
+    /// started now, and before others see that, `renew` is called.
+    pub fn suspend(&self, sleeper: &mut impl Sleeper, renew: impl FnOnce()) {
+        loop {
+            match self.0.load() {
+                STARTED => {
+                    if self.0.replace(STARTED, STOPPED) {
+                        return;
+                    }
+                }
+                RECLAIMED => sleeper.relax(),
+                RESTARTING => {
+                    renew();
+                    self.0.store(STARTED);
+                    return;
+                }
+                // It does not run.
+                _ => return,
+            }
+        }
     }
 
     /// Called by the VP's own CPU: returns when the VP has been started.
@@ -109,7 +168,7 @@ impl<W: Word> Default for Mailbox<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use loom::sync::atomic::AtomicU32 as LoomU32;
+    use loom::sync::atomic::{AtomicBool, AtomicU32 as LoomU32};
     use loom::sync::{Arc, Condvar, Mutex};
 
     impl Word for LoomU32 {
@@ -137,6 +196,8 @@ mod tests {
         nmi: Mutex<bool>,
         raised: Condvar,
         context: LoomU32,
+        /// The VP will suspend itself.
+        leaves: AtomicBool,
     }
 
     impl Cpu {
@@ -146,12 +207,14 @@ mod tests {
                 nmi: Mutex::new(false),
                 raised: Condvar::new(),
                 context: LoomU32::new(0),
+                leaves: AtomicBool::new(false),
             })
         }
 
         fn start(&self, context: u32) -> bool {
             self.mailbox.start(
-                || self.context.store(context, Ordering::Relaxed),
+                || self.leaves.load(Ordering::Acquire),
+                |_| self.context.store(context, Ordering::Relaxed),
                 || {
                     *self.nmi.lock().unwrap() = true;
                     self.raised.notify_one();
@@ -214,5 +277,79 @@ mod tests {
                 if here { 2 } else { 1 }
             );
         });
+    }
+
+    /// The VP runs with context 1, leaves and suspends itself.
+    fn run_and_leave(cpu: &Cpu) {
+        assert!(cpu.start(1));
+        cpu.mailbox.wait(&mut LoomSleeper(cpu));
+        assert_eq!(cpu.context.load(Ordering::Relaxed), 1);
+        cpu.leaves.store(true, Ordering::Release);
+        cpu.mailbox.suspend(&mut LoomSleeper(cpu), || {
+            cpu.leaves.store(false, Ordering::Relaxed);
+        });
+        cpu.mailbox.wait(&mut LoomSleeper(cpu));
+    }
+
+    #[test]
+    fn a_vp_that_leaves_is_started_again_when_it_has_suspended_itself() {
+        loom::model(|| {
+            let cpu = Cpu::new();
+            let starter = {
+                let cpu = Arc::clone(&cpu);
+                loom::thread::spawn(move || {
+                    // What the VP's software says before others are told to start it.
+                    while !cpu.leaves.load(Ordering::Acquire) {
+                        loom::thread::yield_now();
+                    }
+                    assert!(cpu.start(2));
+                })
+            };
+            run_and_leave(&cpu);
+            assert_eq!(cpu.context.load(Ordering::Relaxed), 2);
+            assert!(cpu.mailbox.is_started());
+            assert!(!*cpu.nmi.lock().unwrap());
+            starter.join().unwrap();
+            assert!(!*cpu.nmi.lock().unwrap());
+        });
+    }
+
+    #[test]
+    fn of_two_who_start_it_again_one_wins() {
+        loom::model(|| {
+            let cpu = Cpu::new();
+            assert!(cpu.start(1));
+            cpu.mailbox.wait(&mut LoomSleeper(&cpu));
+            cpu.leaves.store(true, Ordering::Release);
+            let starters = [2, 3].map(|context| {
+                let cpu = Arc::clone(&cpu);
+                loom::thread::spawn(move || cpu.start(context))
+            });
+            let [first, second] = starters.map(|starter| starter.join().unwrap());
+            assert!(first != second);
+            let mut renewed = false;
+            cpu.mailbox
+                .suspend(&mut LoomSleeper(&cpu), || renewed = true);
+            cpu.mailbox.wait(&mut LoomSleeper(&cpu));
+            assert!(renewed);
+            let expected = if first { 2 } else { 3 };
+            assert_eq!(cpu.context.load(Ordering::Relaxed), expected);
+        });
+    }
+
+    #[test]
+    fn a_vp_that_stays_is_not_started_again() {
+        let mailbox = Mailbox::<AtomicU32>::new();
+        assert!(mailbox.start(|| false, |_| (), || ()));
+        let start = |leaves: bool| {
+            let mut started = None;
+            let done = mailbox.start(|| leaves, |start| started = Some(start), || ());
+            assert_eq!(done, started.is_some());
+            started
+        };
+        assert_eq!(start(false), None);
+        assert_eq!(start(true), Some(Start::WhenSuspended));
+        assert!(mailbox.is_started());
+        assert_eq!(start(true), None);
     }
 }

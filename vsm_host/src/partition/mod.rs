@@ -46,7 +46,7 @@ use hv_defs::msr::OverlayPage;
 use hv_defs::vsm::VsmPartitionConfig;
 use igvm_loader::{Gprs, StartContext};
 use intercepts::Intercepts;
-use mailbox::{Mailbox, Sleeper};
+use mailbox::{Mailbox, Sleeper, Start};
 use msrs::Mtrrs;
 use overlay::Overlay;
 use physical::PhysicalApic;
@@ -93,6 +93,8 @@ pub trait Processor: RamAccess {
 pub enum Next {
     /// It goes on.
     Resume,
+    /// It has suspended itself: [`Partition::suspend`].
+    Suspend,
     /// The machine ends.
     End(ExitReason),
 }
@@ -190,6 +192,14 @@ struct VpSlot {
     enabled: Mutex<[bool; VTL_COUNT]>,
     /// Where it begins when its mailbox says that it is started.
     start: Mutex<Option<(Vtl, StartContext)>>,
+}
+
+impl VpSlot {
+    /// Nothing is left of what the VP was to others.
+    fn renew(&self) {
+        self.physical.reset();
+        self.nmi.forget();
+    }
 }
 
 impl Partition {
@@ -327,7 +337,8 @@ impl Partition {
         Ok(())
     }
 
-    /// Starts a VP in a VTL.
+    /// Starts a VP in a VTL; also one that runs, if its software has turned the APIC off: it
+    /// will suspend itself.
     pub fn start_vp(
         &self,
         vp: u32,
@@ -343,7 +354,13 @@ impl Partition {
             return Err(HvStatus::INVALID_VP_STATE);
         }
         let started = slot.mailbox.start(
-            || *slot.start.lock() = Some((vtl, context)),
+            || slot.physical.is_left(),
+            |when| {
+                *slot.start.lock() = Some((vtl, context));
+                if when == Start::Now {
+                    slot.renew();
+                }
+            },
             || processor.wake(slot.apic_id),
         );
         if started {
@@ -351,6 +368,16 @@ impl Partition {
         } else {
             Err(HvStatus::INVALID_VP_STATE)
         }
+    }
+
+    /// VTL2 has suspended its VP: waits until somebody starts it, and begins anew in VTL2.
+    /// VTL0's state stays what it is, except for the registers that the VTLs share.
+    pub fn suspend(&self, vp: &mut Vp, sleeper: &mut impl Sleeper) {
+        vp.vtls[Vtl::PARAVISOR.index()] = VpVtl::new(&self.config, Vtl::PARAVISOR.index());
+        synic::reset_paravisor(self, vp);
+        let slot = &self.slots[vp.index as usize];
+        slot.mailbox.suspend(sleeper, || slot.renew());
+        self.wait_for_start(vp, sleeper);
     }
 
     /// Waits until somebody starts a VP; for the CPU that the VP belongs to.
@@ -405,35 +432,38 @@ pub struct VpVtl {
     tsc_invariant_control: u64,
 }
 
+impl VpVtl {
+    /// As after reset; `vtl` is an index.
+    fn new(config: &Config, vtl: usize) -> Self {
+        let VtlSpace { nested_cr3, .. } = config.spaces[vtl];
+        // ASID 0 is the host's.
+        let asid = vtl as u32 + 1;
+        let mut vmcb = Box::new(vmcb::new(nested_cr3, config.iopms[vtl], config.msrpm, asid));
+        context::apply(&StartContext::at_reset(), &mut vmcb);
+        if vtl == Vtl::GUEST.index() {
+            vmcb::intercept_guest(&mut vmcb);
+        }
+        Self {
+            vmcb,
+            assist: OverlayPage::new(),
+            register_page: OverlayPage::new(),
+            debug_addresses: None,
+            nmis: Nmis::default(),
+            code: CodePage::default(),
+            tsc_invariant_control: 0,
+        }
+    }
+}
+
 impl Vp {
     /// A VP that has not begun.
     pub fn new(partition: &Partition, index: u32) -> Self {
         let config = &partition.config;
-        let reset = StartContext::at_reset();
-        let block = |vtl: usize| {
-            let VtlSpace { nested_cr3, .. } = config.spaces[vtl];
-            // ASID 0 is the host's.
-            let asid = vtl as u32 + 1;
-            let mut vmcb = Box::new(vmcb::new(nested_cr3, config.iopms[vtl], config.msrpm, asid));
-            context::apply(&reset, &mut vmcb);
-            if vtl == Vtl::GUEST.index() {
-                vmcb::intercept_guest(&mut vmcb);
-            }
-            vmcb
-        };
         Self {
             index,
             gprs: [0; 16],
             vtl: Vtl::PARAVISOR,
-            vtls: core::array::from_fn(|vtl| VpVtl {
-                vmcb: block(vtl),
-                assist: OverlayPage::new(),
-                register_page: OverlayPage::new(),
-                debug_addresses: None,
-                nmis: Nmis::default(),
-                code: CodePage::default(),
-                tsc_invariant_control: 0,
-            }),
+            vtls: core::array::from_fn(|vtl| VpVtl::new(config, vtl)),
             guest: GuestVp::default(),
             known_change: 0,
             lapic: GuestApic::new(index, config.frequencies),

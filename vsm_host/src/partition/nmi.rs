@@ -35,6 +35,11 @@ impl Target {
         }
     }
 
+    /// What was sent to VTL2 of the VP is not for the one that comes after it.
+    pub(super) fn forget(&self) {
+        self.pending.store(false, Ordering::Release);
+    }
+
     fn address(&self) -> Address {
         Address::from_bits(self.address.load(Ordering::Acquire))
     }

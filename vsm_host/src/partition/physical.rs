@@ -32,6 +32,16 @@ impl PhysicalApic {
         self.0.store(if on { ON } else { OFF }, Ordering::Release);
     }
 
+    /// The VP begins anew.
+    pub(super) fn reset(&self) {
+        self.0.store(UNTOUCHED, Ordering::Release);
+    }
+
+    /// Whether VTL2 has turned it off: its software leaves the VP.
+    pub(super) fn is_left(&self) -> bool {
+        self.0.load(Ordering::Acquire) == OFF
+    }
+
     /// Whether it takes interrupts.
     pub(super) fn accepts(&self) -> bool {
         self.0.load(Ordering::Acquire) == ON

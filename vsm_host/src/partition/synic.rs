@@ -169,6 +169,12 @@ pub fn post(
     })
 }
 
+/// VTL2 of the VP is gone, and with it where its SynIC writes.
+pub fn reset_paravisor(partition: &Partition, vp: &Vp) {
+    let synic = &partition.slots[vp.index as usize].paravisor_synic;
+    synic.lock().reset();
+}
+
 /// HvCallPostMessageDirect to a VP.
 pub fn post_direct(
     partition: &Partition,

@@ -49,6 +49,10 @@ impl ScratchPage {
     pub const OVERLAY: Self = Self(3);
     /// Floating-point states to restore.
     pub const FLOATING_POINT: Self = Self(4);
+    /// Event flags of the SynIC of another VP.
+    pub const EVENTS: Self = Self(5);
+    /// Input of the hypercall by which another VP suspends itself.
+    pub const SUSPEND: Self = Self(6);
     /// Index of the first page for random use.
     const FIRST_RANDOM: usize = 8;
 
@@ -218,6 +222,12 @@ pub fn touch(gpa: u64, access: Access) -> u64 {
 pub fn local_apic(register: u64) -> u32 {
     // SAFETY: the local APIC is VTL2's and mapped.
     unsafe { ((0xfee0_0000 + register) as *const u32).read_volatile() }
+}
+
+/// Writes a register of the local APIC.
+pub fn write_local_apic(register: u64, value: u32) {
+    // SAFETY: as above; what the tests write makes nobody access memory.
+    unsafe { ((0xfee0_0000 + register) as *mut u32).write_volatile(value) }
 }
 
 /// Time stamp counter.

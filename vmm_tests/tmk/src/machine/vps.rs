@@ -9,19 +9,28 @@ use super::descriptors::table_registers;
 use super::entry::{ap_entry, selector};
 use super::hypercall::{self, Outcome, simple};
 use super::memory::{self, ScratchPage};
-use super::probe::{Fault, MSR_EFER, cpuid_leaf, rdmsr};
+use super::probe::{Fault, MSR_EFER, cpuid_leaf, rdmsr, wrmsr};
 use crate::acpi::MAX_VPS;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use hv_defs::HV_PARTITION_ID_SELF;
 use hv_defs::hypercall::{EnableVpVtl, HypercallCode};
-use hv_defs::msr::{HV_X64_MSR_TSC_FREQUENCY, HV_X64_MSR_VP_INDEX};
+use hv_defs::msr::{
+    HV_X64_MSR_SCONTROL, HV_X64_MSR_SIEFP, HV_X64_MSR_SINT0, HV_X64_MSR_TSC_FREQUENCY,
+    HV_X64_MSR_VP_INDEX,
+};
 use hv_defs::vp_context::{HvInitialVpContext, HvX64SegmentRegister, SegmentAttributes};
 
 /// Bytes of a VP's stack.
 const STACK_SIZE: usize = 8192;
 /// Register of the local APIC with its id in bits 24-31.
 const APIC_ID: u64 = 0x20;
+/// Register of the local APIC with its spurious vector, and whether it is on.
+const SPURIOUS: u64 = 0xf0;
+const APIC_ON: u32 = 0x1ff;
+const APIC_OFF: u32 = 0xff;
+/// Register of the local APIC with requests of these vectors.
+const REQUESTS_64_TO_95: u64 = 0x220;
 /// Time that a VP has to report; only to diagnose, not to synchronise.
 const DEADLINE_SECONDS: u64 = 20;
 /// Restores between two looks at the command.
@@ -44,7 +53,18 @@ pub enum Command {
     Cpuid,
     /// Triple fault.
     TripleFault,
+    /// Turn the local APIC and the SynIC on, once.
+    Listen,
+    /// Tell in [`Slot::interrupts`] what has come, once.
+    Report,
+    /// Turn the local APIC off and suspend the VP.
+    Leave,
 }
+
+/// Vector of [`EVENT_SINT`] on a VP that listens.
+pub const EVENT_VECTOR: u8 = 0x51;
+/// Source that a VP listens to.
+pub const EVENT_SINT: u8 = 7;
 
 /// What VP 0 and another VP share.
 #[derive(Debug)]
@@ -55,6 +75,9 @@ pub struct Slot {
     apic_id: AtomicU32,
     cpuid_apic_id: AtomicU32,
     command: AtomicU32,
+    /// Vectors 64 to 95 that were requested at the last report; the upper half is where
+    /// the SynIC's event flags were.
+    pub interrupts: AtomicU64,
     /// Rounds done.
     pub rounds: AtomicU64,
 }
@@ -67,6 +90,7 @@ impl Slot {
             apic_id: AtomicU32::new(0),
             cpuid_apic_id: AtomicU32::new(0),
             command: AtomicU32::new(Command::Wait as u32),
+            interrupts: AtomicU64::new(0),
             rounds: AtomicU64::new(0),
         }
     }
@@ -74,6 +98,21 @@ impl Slot {
     /// True once the VP runs.
     pub fn has_reported(&self) -> bool {
         self.reported.load(Ordering::Acquire) != 0
+    }
+
+    /// Expects a new report of a VP that will be started again.
+    pub fn forget(&self) {
+        self.reported.store(0, Ordering::Release);
+    }
+
+    /// Tells the VP what to do, and waits until it has done so once; false if that takes
+    /// too long.
+    pub fn once(&self, command: Command) -> bool {
+        let before = self.rounds.load(Ordering::Acquire);
+        self.command(command);
+        let done = self.wait(|slot| slot.rounds.load(Ordering::Acquire) != before);
+        self.command(Command::Wait);
+        done
     }
 
     /// Tells the VP what to do.
@@ -198,6 +237,44 @@ pub fn vp_call(
     )
 }
 
+impl Slot {
+    /// Does what VP 0 waits for in [`Slot::once`].
+    fn do_once(&self, command: u32, work: impl FnOnce()) {
+        work();
+        // The command first: VP 0 may give another one as soon as it sees the round.
+        let _ = self.command.compare_exchange(
+            command,
+            Command::Wait as u32,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        self.rounds.fetch_add(1, Ordering::Release);
+    }
+
+    fn report(&self) {
+        // Interrupts stay requested: IF is clear.
+        let requested = memory::local_apic(REQUESTS_64_TO_95);
+        let page = rdmsr(HV_X64_MSR_SIEFP).unwrap_or(u64::MAX);
+        let value = u64::from(requested) | page << 32;
+        self.interrupts.store(value, Ordering::Relaxed);
+    }
+}
+
+fn listen() {
+    memory::write_local_apic(SPURIOUS, APIC_ON);
+    for (msr, value) in [
+        (HV_X64_MSR_SIEFP, ScratchPage::EVENTS.address() | 1),
+        (
+            HV_X64_MSR_SINT0 + u32::from(EVENT_SINT),
+            u64::from(EVENT_VECTOR),
+        ),
+        (HV_X64_MSR_SCONTROL, 1),
+    ] {
+        // VP 0 sees what has become of it.
+        let _ = wrmsr(msr, value);
+    }
+}
+
 /// First Rust code of another VP.
 pub(super) extern "C" fn ap_main(index: u64) -> ! {
     let Some(slot) = slot(index as usize) else {
@@ -222,6 +299,15 @@ pub(super) extern "C" fn ap_main(index: u64) -> ! {
                 // The answer is checked on VP 0; here only the exit matters.
                 let _ = cpuid_leaf(0);
                 slot.rounds.fetch_add(1, Ordering::Relaxed);
+            }
+            c if c == Command::Listen as u32 => slot.do_once(c, listen),
+            c if c == Command::Report as u32 => slot.do_once(c, || slot.report()),
+            c if c == Command::Leave as u32 => {
+                slot.do_once(c, || memory::write_local_apic(SPURIOUS, APIC_OFF));
+                let control = hypercall::repeated(HypercallCode::SET_VP_REGISTERS, 1);
+                // It does not return; if it does, the VP is not heard of any more either.
+                let _ = hypercall::raw(control.into_bits(), ScratchPage::SUSPEND.address(), 0);
+                memory::halt()
             }
             c if c == Command::Halt as u32 => memory::halt(),
             c if c == Command::TripleFault as u32 => memory::triple_fault(),

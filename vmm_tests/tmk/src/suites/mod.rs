@@ -9,6 +9,7 @@ mod msrs;
 mod params;
 mod ports;
 mod protections;
+mod signals;
 mod smp;
 mod stress;
 

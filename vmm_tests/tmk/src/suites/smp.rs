@@ -88,6 +88,7 @@ pub(super) fn run(c: &mut Context<'_>) {
             )
         });
         r.check("smp.all_vps_exit_at_once", || exit_together(count));
+        super::signals::run(r, last);
     }
 }
 

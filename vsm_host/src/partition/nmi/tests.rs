@@ -26,7 +26,11 @@ fn nmis_that_vtl2_sends_reach_its_vps_and_no_others() {
     let (partition, mut vp, processor) = setup();
     let mut other = Vp::new(&partition, 2);
     for started in [0, 2] {
-        assert!(partition.slots[started].mailbox.start(|| (), || ()));
+        assert!(
+            partition.slots[started]
+                .mailbox
+                .start(|| false, |_| (), || ())
+        );
     }
     let mut send = |high, low| {
         write(&partition, &mut vp, &processor, 0x310, high);
@@ -50,7 +54,7 @@ fn nmis_that_vtl2_sends_reach_its_vps_and_no_others() {
 #[test]
 fn an_nmi_that_cannot_be_taken_yet_does_not_wait_for_an_exit_by_chance() {
     let (partition, mut vp, processor) = setup();
-    assert!(partition.slots[0].mailbox.start(|| (), || ()));
+    assert!(partition.slots[0].mailbox.start(|| false, |_| (), || ()));
     // To itself.
     let send = |vp: &mut Vp| {
         write(&partition, vp, &processor, 0x310, 1 << 24);
@@ -87,7 +91,7 @@ fn an_nmi_that_cannot_be_taken_yet_does_not_wait_for_an_exit_by_chance() {
 fn logical_destinations_of_nmis_are_those_that_vtl2_has_set() {
     let (partition, mut vp, processor) = setup();
     let mut other = Vp::new(&partition, 1);
-    assert!(partition.slots[1].mailbox.start(|| (), || ()));
+    assert!(partition.slots[1].mailbox.start(|| false, |_| (), || ()));
     write(&partition, &mut other, &processor, 0xd0, 4 << 24);
     for (set, woken) in [(6, &[2][..]), (3, &[])] {
         write(&partition, &mut vp, &processor, 0x310, set << 24);
