@@ -10,4 +10,5 @@ pub mod memory;
 pub mod ports;
 pub mod power;
 pub mod probe;
+pub mod shared;
 pub mod vps;

@@ -10,6 +10,7 @@ mod hypercalls;
 mod instructions;
 mod isolation;
 mod mmio;
+mod moves;
 mod msrs;
 mod ports;
 mod serial;
@@ -81,6 +82,7 @@ const SUITES: &[&[Test]] = &[
     synic::TESTS,
     isolation::TESTS,
     breakpoints::TESTS,
+    moves::TESTS,
     serial::TESTS,
     bench::TESTS,
     endings::TESTS,
