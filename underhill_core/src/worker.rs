@@ -290,6 +290,7 @@ fn open_partition(topology: &Topology) -> Result<Arc<dyn Partition>, Box<dyn Err
         vp_count: u32::try_from(topology.vps.len())?,
         ram: ram.collect::<Result<_, _>>()?,
         memory_record: MEMORY_RECORD.into(),
+        sidecar: Vec::new(),
     };
     Ok(MshvPartition::new(config)?)
 }

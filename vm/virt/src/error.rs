@@ -19,6 +19,12 @@ pub enum Error {
         /// Which.
         vp: u32,
     },
+    /// It is no remote VP.
+    #[error("VP {vp} is not remote: a thread can bind it")]
+    NotRemote {
+        /// Which.
+        vp: u32,
+    },
     /// An instruction that cannot be ended this way: it needs an emulator.
     #[error("instruction at {rip:#x} of VP {vp} is not simple: it must be emulated")]
     NotSimple {

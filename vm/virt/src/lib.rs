@@ -9,6 +9,10 @@
 //! an [`Exit`], with everything that is needed to serve it. Whoever has work for the thread
 //! makes `run` return with [`Partition::cancel`].
 //!
+//! A VP can also be *remote*: its CPU is not one of this process's kernel. It needs no
+//! thread while the guest runs, so one thread can have many ([`RemoteVp`]). It becomes an
+//! ordinary VP when it leaves its CPU to the kernel, which is for good.
+//!
 //! What the backend does itself: local APICs, timers, HLT, INIT and SIPI, CPUID. What comes
 //! up: ports, device memory, MSRs that the backend does not have, ends of level-triggered
 //! interrupts, and the processor giving up.
@@ -45,6 +49,7 @@ pub use x86_defs::long_mode::DescriptorTable;
 pub use x86_defs::long_mode::Segment;
 
 use inspect::Inspect;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// A guest. Shared by all threads.
@@ -69,6 +74,18 @@ pub trait Partition: Inspect + Send + Sync + 'static {
     ///
     /// Until what is returned is dropped, no other thread gets it. It cannot leave its thread.
     fn bind(self: Arc<Self>, vp: u32) -> Result<Box<dyn Vp>, Error>;
+
+    /// Whether `vp` is remote: no thread can bind it, [`Partition::attach`] has it.
+    fn is_remote(&self, _vp: u32) -> bool {
+        false
+    }
+
+    /// Makes the caller the owner of `vp`, which is remote.
+    ///
+    /// Until what is returned is dropped, nobody else gets it.
+    fn attach(self: Arc<Self>, vp: u32) -> Result<Box<dyn RemoteVp>, Error> {
+        Err(Error::NotRemote { vp })
+    }
 }
 
 /// A virtual processor, on its thread. It is not running while any of this is called, except
@@ -121,4 +138,24 @@ pub trait Vp {
     ///
     /// To reset a guest, each VP's thread does it, while none runs.
     fn reset(&mut self, start: &Start) -> Result<(), Error>;
+}
+
+/// A VP whose CPU runs no thread. What [`Vp`] has works too, on any thread: [`Vp::run`] waits.
+pub trait RemoteVp: Vp + Send {
+    /// Lets the guest run. Until [`RemoteVp::stopped`] says that it has stopped, nothing else
+    /// is done to the VP, but that it can be cancelled.
+    fn start(&mut self) -> Result<(), Error>;
+
+    /// Why the guest has stopped; `None`: it runs.
+    fn stopped(&mut self) -> Result<Option<Exit>, Error>;
+
+    /// Becomes readable when [`RemoteVp::stopped`] may have something new to say.
+    fn event(&self) -> BorrowedFd<'_>;
+
+    /// Hands the CPU over to the kernel and returns when it is there, which takes long. The
+    /// guest must have stopped, and its exit have been served. Afterwards, a thread can bind
+    /// the VP, and the guest finds everything as it was.
+    ///
+    /// After an error, the VP can run nowhere.
+    fn leave(self: Box<Self>) -> Result<(), Error>;
 }

@@ -8,7 +8,9 @@ use mshv_defs::CAP_REGISTER_PAGE;
 use mshv_defs::Hvcall;
 use mshv_defs::HvcallSetup;
 use mshv_defs::RamDisposition;
+use mshv_defs::SetEventfd;
 use mshv_defs::SetPollFile;
+use mshv_defs::SintMask;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -139,6 +141,41 @@ impl HvcallFile {
             ioctl::ioctl(&self.0, request)?;
         }
         Ok(argument.status)
+    }
+}
+
+/// The file by which event flags become events. VTL2 must have VMBus.
+pub(crate) struct SintFile(OwnedFd);
+
+impl SintFile {
+    /// Opens it, and has the flags of source 7 interrupt a CPU.
+    pub(crate) fn open() -> Result<Self, Error> {
+        let file = open(mshv_defs::SINT_DEVICE)?;
+        let argument = SintMask {
+            mask: 0,
+            reserved: [0; 7],
+        };
+        // SAFETY: the request reads its argument, which has the type that it expects.
+        let done = unsafe {
+            let request = Setter::<{ mshv_defs::SINT_PAUSE_MESSAGE_STREAM }, _>::new(argument);
+            ioctl::ioctl(&file, request)
+        };
+        done.map_err(kernel("let event flags through"))?;
+        Ok(Self(file))
+    }
+
+    /// Has `flag` signal `event`, and no longer what it has signalled before.
+    pub(crate) fn set_event(&self, flag: u32, event: BorrowedFd<'_>) -> Result<(), Error> {
+        let argument = SetEventfd {
+            fd: event.as_raw_fd(),
+            flag,
+        };
+        // SAFETY: the request reads its argument, which has the type that it expects.
+        let done = unsafe {
+            let request = Setter::<{ mshv_defs::SINT_SET_EVENTFD }, _>::new(argument);
+            ioctl::ioctl(&self.0, request)
+        };
+        done.map_err(kernel("set the event of a flag"))
     }
 }
 

@@ -4,6 +4,8 @@ use hv_defs::hypercall::HvStatus;
 use hv_defs::hypercall::HypercallCode;
 use hv_defs::registers::HvRegisterName;
 use rustix::io::Errno;
+use sidecar_defs::CpuStatus;
+use sidecar_defs::command::Command;
 use thiserror::Error;
 
 /// Why the partition cannot be had, or something cannot be done to it.
@@ -75,6 +77,76 @@ pub enum Error {
     NotStopped {
         /// Which.
         vp: u32,
+    },
+    /// A node of the sidecar is not what it should be.
+    #[error("sidecar node at {control_page:#x}: {what} is {found:#x}, expected {expected}")]
+    SidecarNode {
+        /// Its control page.
+        control_page: u64,
+        /// What is wrong.
+        what: &'static str,
+        /// What it is.
+        found: u64,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A CPU of the sidecar is in another state than it can be.
+    #[error("sidecar: VP {vp} is {status:?}, expected {expected}")]
+    SidecarStatus {
+        /// Which.
+        vp: u32,
+        /// Its state.
+        status: CpuStatus,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// The sidecar's kernel has failed.
+    #[error("sidecar: the kernel of VP {vp} has failed: {text}")]
+    SidecarFailed {
+        /// On which CPU.
+        vp: u32,
+        /// What it says.
+        text: String,
+    },
+    /// The sidecar cannot do what it is asked.
+    #[error("sidecar: VP {vp}: {command:?}: {text}")]
+    SidecarCommand {
+        /// Which.
+        vp: u32,
+        /// What it was asked.
+        command: Command,
+        /// What it says.
+        text: String,
+    },
+    /// The sidecar does not answer.
+    #[error("sidecar: VP {vp} has been {status:?} for {seconds} s")]
+    SidecarSilent {
+        /// Which.
+        vp: u32,
+        /// Its state.
+        status: CpuStatus,
+        /// For how long it was waited for.
+        seconds: u64,
+    },
+    /// A thread cannot have the VP.
+    #[error("VP {vp} is in the sidecar, expected its CPU to run Linux")]
+    InSidecar {
+        /// Which.
+        vp: u32,
+    },
+    /// The VP runs on a thread.
+    #[error("VP {vp} is not in the sidecar")]
+    NotInSidecar {
+        /// Which.
+        vp: u32,
+    },
+    /// Linux cannot boot a CPU.
+    #[error("CPU {cpu} cannot be brought online: {error}")]
+    Online {
+        /// Which.
+        cpu: u32,
+        /// What the kernel says.
+        error: std::io::Error,
     },
     /// An event would push out another.
     #[error("VP {vp}: cannot inject vector {vector}: event {pending:#x} is pending")]

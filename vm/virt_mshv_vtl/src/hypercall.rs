@@ -6,11 +6,14 @@ use crate::error::Error;
 use hv_defs::HV_PARTITION_ID_SELF;
 use hv_defs::HV_VP_INDEX_SELF;
 use hv_defs::hypercall::GetSetVpRegisters;
+use hv_defs::hypercall::HV_VP_SET_SPARSE;
 use hv_defs::hypercall::HvInputVtl;
 use hv_defs::hypercall::HvStatus;
 use hv_defs::hypercall::HypercallCode;
 use hv_defs::hypercall::HypercallControl;
 use hv_defs::hypercall::HypercallResult;
+use hv_defs::hypercall::SendClusterIpi;
+use hv_defs::hypercall::SendClusterIpiEx;
 use hv_defs::intercept::AccessMask;
 use hv_defs::intercept::InstallIntercept;
 use hv_defs::intercept::InterceptType;
@@ -26,7 +29,9 @@ use zerocopy::Immutable;
 use zerocopy::IntoBytes;
 
 /// No hypercall but these.
-const ALLOWED: [u16; 4] = [
+const ALLOWED: [u16; 6] = [
+    HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI.0,
+    HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI_EX.0,
     HypercallCode::INSTALL_INTERCEPT.0,
     HypercallCode::GET_VP_REGISTERS.0,
     HypercallCode::SET_VP_REGISTERS.0,
@@ -95,6 +100,41 @@ impl Hypercalls {
         self.simple(HypercallCode::ASSERT_VIRTUAL_INTERRUPT, &input)
     }
 
+    /// Sends an INIT to `vp` in VTL0.
+    pub(crate) fn init(&self, vp: u32) -> Result<(), Error> {
+        let flags = HvInterruptFlags::new();
+        self.assert_interrupt(HvInterruptType::INIT, flags, vp.into(), 0)
+    }
+
+    /// Interrupts `vp` while it is in our VTL, or as soon as it is.
+    pub(crate) fn interrupt_vp(&self, vp: u32, vector: u8) -> Result<(), Error> {
+        const BANK: u32 = u64::BITS;
+        let (vector, processors) = (vector.into(), 1_u64 << (vp % BANK));
+        if vp < BANK {
+            let input = SendClusterIpi {
+                vector,
+                target_vtl: OWN_VTL,
+                rsvd: [0; 3],
+                processors,
+            };
+            return self.simple(HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI, &input);
+        }
+        let header = SendClusterIpiEx {
+            vector,
+            target_vtl: OWN_VTL,
+            rsvd: [0; 3],
+            format: HV_VP_SET_SPARSE,
+            // A set has room for the VPs that a machine can have.
+            valid_banks: 1 << (vp / BANK % u64::BITS),
+        };
+        let code = HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI_EX;
+        let control = HypercallControl::new()
+            .with_code(code.0)
+            .with_variable_header_size(1);
+        let input = [header.as_bytes(), processors.as_bytes()].concat();
+        self.checked(code, control, &input)
+    }
+
     /// Reads registers of the VP that the caller runs on.
     /// `values` has as many elements as `names`.
     pub(crate) fn get(
@@ -141,7 +181,16 @@ impl Hypercalls {
         input: &(impl IntoBytes + Immutable),
     ) -> Result<(), Error> {
         let control = HypercallControl::new().with_code(code.0);
-        let result = self.call(control, input.as_bytes(), &mut [])?;
+        self.checked(code, control, input.as_bytes())
+    }
+
+    fn checked(
+        &self,
+        code: HypercallCode,
+        control: HypercallControl,
+        input: &[u8],
+    ) -> Result<(), Error> {
+        let result = self.call(control, input, &mut [])?;
         match HvStatus(result.status()) {
             HvStatus::SUCCESS => Ok(()),
             status => Err(Error::Hypercall { code, status }),

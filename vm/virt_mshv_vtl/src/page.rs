@@ -1,9 +1,9 @@
-//! Pages that the kernel and the host share with us: a run page and a register page for
-//! each CPU.
+//! Pages that the kernel, the host and the sidecar share with us: a run page or a command
+//! page for each CPU, and a register page.
 //!
-//! They change while the VP's thread is in the kernel, and `cancel` at any time. Everything
-//! is read and written through atomic operations, so no order of events is undefined
-//! behaviour; what is relied upon is that the VP's thread alone accesses all but `cancel`.
+//! They change while VTL0 runs, and `cancel` at any time. Everything is read and written
+//! through atomic operations, so no order of events is undefined behaviour; what is relied
+//! upon is that whoever has the VP alone accesses all but `cancel`.
 
 #![expect(unsafe_code, reason = "maps pages and makes atomics of their words")]
 
@@ -26,6 +26,7 @@ use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -34,7 +35,7 @@ use virt::Gp;
 const SIZE: usize = HV_PAGE_SIZE as usize;
 
 /// A page that is mapped.
-struct Page(NonNull<u8>);
+pub(crate) struct Page(NonNull<u8>);
 
 // SAFETY: a mapping belongs to the process, not to a thread; all access is atomic.
 unsafe impl Send for Page {}
@@ -42,7 +43,8 @@ unsafe impl Send for Page {}
 unsafe impl Sync for Page {}
 
 impl Page {
-    fn map(vtl: BorrowedFd<'_>, offset: u64) -> Result<Self, Error> {
+    /// The page at `offset` of `file`.
+    pub(crate) fn map(file: BorrowedFd<'_>, offset: u64) -> Result<Self, Error> {
         // SAFETY: a new mapping at an address that the kernel chooses.
         let address = unsafe {
             mm::mmap(
@@ -50,7 +52,7 @@ impl Page {
                 SIZE,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
-                vtl,
+                file,
                 offset,
             )
         };
@@ -69,18 +71,34 @@ impl Page {
     }
 
     /// Four bytes at a multiple of four.
-    fn half(&self, offset: usize) -> &AtomicU32 {
+    pub(crate) fn half(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= SIZE);
         // SAFETY: as in `word`.
         unsafe { AtomicU32::from_ptr(self.0.as_ptr().add(offset).cast()) }
     }
 
-    fn get(&self, offset: usize) -> u64 {
+    /// One byte. Whoever uses this uses nothing wider for the same byte.
+    pub(crate) fn byte(&self, offset: usize) -> &AtomicU8 {
+        assert!(offset < SIZE);
+        // SAFETY: as in `word`.
+        unsafe { AtomicU8::from_ptr(self.0.as_ptr().add(offset)) }
+    }
+
+    pub(crate) fn get(&self, offset: usize) -> u64 {
         self.word(offset).load(Relaxed)
     }
 
-    fn set(&self, offset: usize, value: u64) {
+    pub(crate) fn set(&self, offset: usize, value: u64) {
         self.word(offset).store(value, Relaxed);
+    }
+
+    /// The message at `offset`.
+    pub(crate) fn message(&self, offset: usize) -> HvMessage {
+        let mut words = [0; HV_MESSAGE_SIZE / 8];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = self.get(offset + 8 * index);
+        }
+        zerocopy::transmute!(words)
     }
 }
 
@@ -107,11 +125,32 @@ impl Run {
 
     /// Why VTL0 was left.
     pub(crate) fn message(&self) -> HvMessage {
-        let mut words = [0; HV_MESSAGE_SIZE / 8];
-        for (index, word) in words.iter_mut().enumerate() {
-            *word = self.0.get(offset_of!(RunPage, exit_message) + 8 * index);
-        }
-        zerocopy::transmute!(words)
+        self.0.message(offset_of!(RunPage, exit_message))
+    }
+
+    /// The registers that VTLs share.
+    pub(crate) fn context(&self) -> Context<'_> {
+        Context::new(&self.0, offset_of!(RunPage, cpu_context))
+    }
+}
+
+/// Words of a [`CpuContext`].
+const CONTEXT_WORDS: usize = size_of::<CpuContext>() / 8;
+
+/// What a [`Context`] holds.
+pub(crate) type ContextWords = [u64; CONTEXT_WORDS];
+
+/// The registers that VTLs share, in the page where VTL0 has left them and will find them.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    page: &'a Page,
+    offset: usize,
+}
+
+impl<'a> Context<'a> {
+    /// The [`CpuContext`] at `offset`.
+    pub(crate) fn new(page: &'a Page, offset: usize) -> Self {
+        Self { page, offset }
     }
 
     /// A general register, but RSP.
@@ -125,33 +164,33 @@ impl Run {
 
     /// By number; what RSP has is of no use.
     pub(crate) fn gp_at(&self, number: usize) -> u64 {
-        self.0.get(gp_offset(number))
+        self.get(gp_offset(number))
     }
 
     /// By number; RSP is ignored: in its place is CR2.
     pub(crate) fn set_gp_at(&self, number: usize, value: u64) {
         if number != GP_CR2 {
-            self.0.set(gp_offset(number), value);
+            self.set(gp_offset(number), value);
         }
     }
 
     pub(crate) fn cr2(&self) -> u64 {
-        self.0.get(gp_offset(GP_CR2))
+        self.get(gp_offset(GP_CR2))
     }
 
     pub(crate) fn set_cr2(&self, value: u64) {
-        self.0.set(gp_offset(GP_CR2), value);
+        self.set(gp_offset(GP_CR2), value);
     }
 
     pub(crate) fn xmm(&self, register: u8) -> u128 {
         let offset = xmm_offset(register);
-        u128::from(self.0.get(offset)) | u128::from(self.0.get(offset + 8)) << 64
+        u128::from(self.get(offset)) | u128::from(self.get(offset + 8)) << 64
     }
 
     pub(crate) fn set_xmm(&self, register: u8, value: u128) {
         let offset = xmm_offset(register);
-        self.0.set(offset, value as u64);
-        self.0.set(offset + 8, (value >> 64) as u64);
+        self.set(offset, value as u64);
+        self.set(offset + 8, (value >> 64) as u64);
     }
 
     /// x87 and SSE as after a reset.
@@ -161,21 +200,37 @@ impl Run {
         fx[0] = 0x40;
         fx[offset_of!(FxState, mxcsr) / 8] = 0x1f80;
         for (index, word) in fx.into_iter().enumerate() {
-            self.0.set(fx_offset() + 8 * index, word);
+            self.set(offset_of!(CpuContext, fx) + 8 * index, word);
         }
+    }
+
+    /// All of them.
+    pub(crate) fn load(&self) -> ContextWords {
+        std::array::from_fn(|index| self.get(8 * index))
+    }
+
+    /// Writes all of them.
+    pub(crate) fn store(&self, words: &ContextWords) {
+        for (index, word) in words.iter().enumerate() {
+            self.set(8 * index, *word);
+        }
+    }
+
+    fn get(&self, offset: usize) -> u64 {
+        self.page.get(self.offset + offset)
+    }
+
+    fn set(&self, offset: usize, value: u64) {
+        self.page.set(self.offset + offset, value);
     }
 }
 
 const fn gp_offset(number: usize) -> usize {
-    offset_of!(RunPage, cpu_context) + offset_of!(CpuContext, gp) + 8 * (number % 16)
-}
-
-const fn fx_offset() -> usize {
-    offset_of!(RunPage, cpu_context) + offset_of!(CpuContext, fx)
+    offset_of!(CpuContext, gp) + 8 * (number % 16)
 }
 
 const fn xmm_offset(register: u8) -> usize {
-    fx_offset() + offset_of!(FxState, xmm) + 16 * (register as usize % 16)
+    offset_of!(CpuContext, fx) + offset_of!(FxState, xmm) + 16 * (register as usize % 16)
 }
 
 /// The register page of a CPU.
@@ -192,7 +247,11 @@ macro_rules! word {
 
 impl RegisterPage {
     pub(crate) fn map(vtl: BorrowedFd<'_>, cpu: u16) -> Result<Self, Error> {
-        Page::map(vtl, mshv_defs::register_page_offset(cpu)).map(Self)
+        Page::map(vtl, mshv_defs::register_page_offset(cpu)).map(Self::new)
+    }
+
+    pub(crate) fn new(page: Page) -> Self {
+        Self(page)
     }
 
     word!(rip);
@@ -251,6 +310,11 @@ impl RegisterPage {
             .set(offset_of!(HvX64RegisterPage, interrupt_state), value);
     }
 
+    /// What is changed and the host has not taken over yet.
+    pub(crate) fn changes(&self) -> RegisterPageDirty {
+        self.dirty().load(Relaxed).into()
+    }
+
     /// The host takes over nothing.
     pub(crate) fn forget_changes(&self) {
         self.dirty().store(0, Relaxed);
@@ -287,6 +351,7 @@ mod tests {
     #[test]
     fn a_stack_pointer_does_not_become_cr2() {
         let (run, _) = pages();
+        let run = run.context();
         run.set_cr2(7);
 
         for number in 0..16 {
@@ -300,6 +365,7 @@ mod tests {
     #[test]
     fn sse_registers_do_not_touch_each_other() {
         let (run, _) = pages();
+        let run = run.context();
         run.reset_fx();
 
         for register in 0..16 {
@@ -319,7 +385,7 @@ mod tests {
         page.set_rflags(2);
         page.set_gp(&[5; 16]);
 
-        let dirty = RegisterPageDirty::from(page.dirty().load(Relaxed));
+        let dirty = page.changes();
         assert!(dirty.instruction_pointer() && dirty.flags() && dirty.general_purpose());
         assert!(!dirty.segments() && !dirty.xmm());
         assert_eq!((page.rip(), page.rflags(), page.rsp()), (0x1234, 2, 5));

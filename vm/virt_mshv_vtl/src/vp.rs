@@ -1,32 +1,17 @@
-//! A VP on its thread.
+//! A VP: its exits, and its registers.
 
-use crate::MshvPartition;
-use crate::VpShared;
-use crate::device::kernel;
 use crate::error::Error;
 use crate::exit::decode;
-use crate::handshake::acknowledge;
-use crate::hypercall::OWN_VTL;
 use crate::hypercall::RegisterValue;
-use crate::hypercall::VTL0;
+use crate::page;
 use crate::page::RegisterPage;
-use crate::page::Run;
 use crate::state;
 use crate::state::to_segment;
 use hv_defs::registers::HvRegisterName as Name;
 use hv_defs::registers::InterruptState;
 use hv_defs::registers::InterruptionType;
 use hv_defs::registers::PendingInterruption;
-use hv_defs::synic::HvInterruptFlags;
-use hv_defs::synic::HvInterruptType;
-use rustix::io::Errno;
-use rustix::thread::CpuSet;
-use rustix::thread::sched_setaffinity;
-use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::AcqRel;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::Ordering::Release;
+use hv_defs::synic::HvMessage;
 use virt::Context;
 use virt::CpuidExit;
 use virt::Exception;
@@ -53,73 +38,73 @@ const DEBUG: Exception = Exception {
     cr2: None,
 };
 
-/// A VP that is bound to the thread that has this.
-pub(crate) struct MshvVp {
-    partition: Arc<MshvPartition>,
-    index: u32,
+/// The way to the registers of a VP, and to run it. Only whoever has the VP has this.
+pub(crate) trait Access {
+    fn index(&self) -> u32;
+    /// The registers that VTLs share.
+    fn context(&self) -> page::Context<'_>;
+    /// The others, if it is valid.
+    fn page(&self) -> &RegisterPage;
+    /// Reads VTL0's registers; `values` has as many elements as `names`.
+    fn get(&self, names: &[Name], values: &mut [RegisterValue]) -> Result<(), Error>;
+    /// Writes VTL0's registers.
+    fn set(&self, registers: &[(Name, RegisterValue)]) -> Result<(), Error>;
+    /// Resets the local APIC, but for its mode.
+    fn init(&self) -> Result<(), Error>;
+    /// Runs VTL0 until it is intercepted; `None`: or is cancelled.
+    fn run(&mut self) -> Result<Option<HvMessage>, Error>;
+}
+
+/// A VP, wherever it runs.
+pub(crate) struct MshvVp<A> {
+    access: A,
     /// The register page holds VTL0's registers: VTL0 has been left since its last reset.
     /// Only then does the host take over what is changed there.
     stopped: bool,
-    /// The driver means the CPU that a request is made on, so this must stay on its thread.
-    not_send: PhantomData<*const ()>,
 }
 
-impl MshvVp {
-    pub(crate) fn bind(partition: Arc<MshvPartition>, index: u32) -> Result<Self, virt::Error> {
-        let shared = partition.shared(index)?;
-        let cpu = index;
-        if shared.bound.swap(true, AcqRel) {
-            return Err(virt::Error::Bound { vp: index });
-        }
-        // From here on, dropping it gives the VP back.
-        let vp = Self {
-            partition,
-            index,
+impl<A: Access> MshvVp<A> {
+    pub(crate) fn new(access: A) -> Self {
+        Self {
+            access,
             stopped: false,
-            not_send: PhantomData,
-        };
-        let mut cpus = CpuSet::new();
-        cpus.set(cpu as usize);
-        sched_setaffinity(None, &cpus).map_err(kernel("pin the thread to its CPU"))?;
-        let [[found, _]] = vp.get(OWN_VTL, [Name::VP_INDEX])?;
-        if found != u64::from(index) {
-            return Err(Error::Order { cpu, vp: found }.into());
         }
-        Ok(vp)
     }
 
-    fn shared(&self) -> &VpShared {
-        // `bind` has looked.
-        &self.partition.vps[self.index as usize]
+    pub(crate) fn access(&self) -> &A {
+        &self.access
     }
 
-    fn run_page(&self) -> &Run {
-        &self.shared().run
+    /// What a run has come to.
+    pub(crate) fn exit(&mut self, message: Option<HvMessage>) -> Result<Exit, Error> {
+        match message {
+            Some(message) => {
+                self.stopped = true;
+                decode(&message)
+            }
+            None => Ok(Exit::Cancelled),
+        }
     }
 
     /// The register page, if it holds VTL0's registers.
-    fn page(&self) -> Option<&RegisterPage> {
-        let page = &self.shared().registers;
+    pub(crate) fn page(&self) -> Option<&RegisterPage> {
+        let page = self.access.page();
         (self.stopped && page.is_valid()).then_some(page)
     }
 
     fn stopped_page(&self) -> Result<&RegisterPage, Error> {
-        let vp = self.index;
+        let vp = self.access.index();
         self.page().ok_or(Error::NotStopped { vp })
     }
 
-    fn get<const N: usize>(
-        &self,
-        vtl: hv_defs::hypercall::HvInputVtl,
-        names: [Name; N],
-    ) -> Result<[RegisterValue; N], Error> {
+    fn get<const N: usize>(&self, names: [Name; N]) -> Result<[RegisterValue; N], Error> {
         let mut values = [[0; 2]; N];
-        self.partition.hypercalls.get(vtl, &names, &mut values)?;
+        self.access.get(&names, &mut values)?;
         Ok(values)
     }
 
     fn set(&self, registers: &[(Name, RegisterValue)]) -> Result<(), Error> {
-        self.partition.hypercalls.set(VTL0, registers)
+        self.access.set(registers)
     }
 
     fn set_word(&self, name: Name, value: u64) -> Result<(), Error> {
@@ -131,7 +116,7 @@ impl MshvVp {
         let page = self.stopped_page()?;
         let Some(length) = instruction.length else {
             return Err(virt::Error::NotSimple {
-                vp: self.index,
+                vp: self.access.index(),
                 rip: instruction.rip,
             });
         };
@@ -162,40 +147,25 @@ impl MshvVp {
     }
 }
 
-impl Vp for MshvVp {
+impl<A: Access> Vp for MshvVp<A> {
     fn index(&self) -> u32 {
-        self.index
+        self.access.index()
     }
 
     fn run(&mut self) -> Result<Exit, virt::Error> {
-        let shared = self.shared();
-        shared.counters.runs.fetch_add(1, Relaxed);
-        match self.partition.vtl.run() {
-            Ok(()) => {
-                let message = shared.run.message();
-                self.stopped = true;
-                Ok(decode(&message)?)
-            }
-            // Also for a signal. VTL0 may not have been entered at all: what was to be
-            // injected or changed is then still to be, and the next run does it.
-            Err(Errno::INTR) => {
-                acknowledge(shared.run.cancel());
-                shared.counters.cancelled.fetch_add(1, Relaxed);
-                Ok(Exit::Cancelled)
-            }
-            Err(error) => Err(kernel("run VTL0")(error).into()),
-        }
+        let message = self.access.run()?;
+        Ok(self.exit(message)?)
     }
 
     fn complete_port(&mut self, exit: &PortExit, value: u32) -> Result<(), virt::Error> {
         if exit.string {
             return Err(virt::Error::NotSimple {
-                vp: self.index,
+                vp: self.access.index(),
                 rip: exit.instruction.rip,
             });
         }
         if exit.output.is_none() {
-            let run = self.run_page();
+            let run = self.access.context();
             let rax = run.gp(Gp::Rax);
             let value = u64::from(value);
             run.set_gp(
@@ -213,7 +183,7 @@ impl Vp for MshvVp {
 
     fn complete_msr(&mut self, exit: &MsrExit, value: u64) -> Result<(), virt::Error> {
         if exit.write.is_none() {
-            let run = self.run_page();
+            let run = self.access.context();
             run.set_gp(Gp::Rax, value & u64::from(u32::MAX));
             run.set_gp(Gp::Rdx, value >> 32);
         }
@@ -221,7 +191,7 @@ impl Vp for MshvVp {
     }
 
     fn complete_cpuid(&mut self, exit: &CpuidExit, values: [u32; 4]) -> Result<(), virt::Error> {
-        let run = self.run_page();
+        let run = self.access.context();
         for (register, value) in [Gp::Rax, Gp::Rbx, Gp::Rcx, Gp::Rdx].into_iter().zip(values) {
             run.set_gp(register, value.into());
         }
@@ -233,7 +203,7 @@ impl Vp for MshvVp {
         let pending = PendingInterruption::from(page.pending_interruption());
         if pending.pending() {
             let error = Error::EventPending {
-                vp: self.index,
+                vp: self.access.index(),
                 vector: exception.vector,
                 pending: pending.into(),
             };
@@ -248,19 +218,19 @@ impl Vp for MshvVp {
             .into_bits();
         let mut registers = vec![(Name::PENDING_INTERRUPTION, [event, 0])];
         if exception.vector == DEBUG.vector {
-            let [[dr6, _]] = self.get(VTL0, [Name::DR6])?;
+            let [[dr6, _]] = self.get([Name::DR6])?;
             registers.push((Name::DR6, [dr6 | SINGLE_STEP, 0]));
         }
         self.set(&registers)?;
         page.remember_pending_interruption(event);
         if let Some(address) = exception.cr2 {
-            self.run_page().set_cr2(address);
+            self.access.context().set_cr2(address);
         }
         Ok(())
     }
 
     fn registers(&mut self) -> Result<Registers, virt::Error> {
-        let run = self.run_page();
+        let run = self.access.context();
         let mut registers = Registers::default();
         for (number, value) in registers.gp.iter_mut().enumerate() {
             *value = run.gp_at(number);
@@ -269,7 +239,7 @@ impl Vp for MshvVp {
             Some(page) => (page.rsp(), page.rip(), page.rflags()),
             None => {
                 let names = [Name::RSP, Name::RIP, Name::RFLAGS];
-                let [rsp, rip, rflags] = self.get(VTL0, names)?;
+                let [rsp, rip, rflags] = self.get(names)?;
                 (rsp[0], rip[0], rflags[0])
             }
         };
@@ -281,7 +251,7 @@ impl Vp for MshvVp {
 
     fn set_registers(&mut self, registers: &Registers) -> Result<(), virt::Error> {
         let page = self.stopped_page()?;
-        let run = self.run_page();
+        let run = self.access.context();
         for (number, value) in registers.gp.iter().enumerate() {
             run.set_gp_at(number, *value);
         }
@@ -318,22 +288,22 @@ impl Vp for MshvVp {
     }
 
     fn xmm(&mut self, register: u8) -> u128 {
-        self.run_page().xmm(register)
+        self.access.context().xmm(register)
     }
 
     fn set_xmm(&mut self, register: u8, value: u128) {
-        self.run_page().set_xmm(register, value);
+        self.access.context().set_xmm(register, value);
     }
 
     fn state(&mut self) -> Result<VpState, virt::Error> {
         let mut state = VpState::at_reset();
         let names: Vec<_> = state::private(state).into_iter().map(|it| it.0).collect();
         let mut values = vec![[0; 2]; names.len()];
-        self.partition.hypercalls.get(VTL0, &names, &mut values)?;
+        self.access.get(&names, &mut values)?;
         state::set_private(&mut state, &values);
         // What is changed in the register page is not yet with the host.
         state.registers = self.registers()?;
-        state.cr2 = self.run_page().cr2();
+        state.cr2 = self.access.context().cr2();
         Ok(state)
     }
 
@@ -343,32 +313,21 @@ impl Vp for MshvVp {
             Start::WaitForSipi => (VpState::at_reset(), true),
         };
         // Changes in the register page would win over what is set now.
-        self.shared().registers.forget_changes();
+        self.access.page().forget_changes();
         self.stopped = false;
-        // An INIT resets the local APIC, but for its mode.
-        self.partition.hypercalls.assert_interrupt(
-            HvInterruptType::INIT,
-            HvInterruptFlags::new(),
-            self.index.into(),
-            0,
-        )?;
-        if self.index == 0 {
+        self.access.init()?;
+        let index = self.access.index();
+        if index == 0 {
             self.set(&state::PARTITION_AT_RESET)?;
         }
         self.set(&state::private(state))?;
-        self.set(&state::rest_at_reset(self.index, waits))?;
-        let run = self.run_page();
+        self.set(&state::rest_at_reset(index, waits))?;
+        let run = self.access.context();
         for (number, value) in state.registers.gp.iter().enumerate() {
             run.set_gp_at(number, *value);
         }
         run.set_cr2(state.cr2);
         run.reset_fx();
         Ok(())
-    }
-}
-
-impl Drop for MshvVp {
-    fn drop(&mut self) {
-        self.shared().bound.store(false, Release);
     }
 }
