@@ -43,6 +43,7 @@ use underhill_core::protocol::GuestEvent;
 use underhill_core::protocol::MemoryRange;
 use underhill_core::protocol::OnGuestCrash;
 use underhill_core::protocol::Settings;
+use underhill_core::protocol::SidecarNode;
 use underhill_core::protocol::Topology;
 
 /// Lines that a worker may write to standard error at once, and the time after which it may
@@ -551,6 +552,15 @@ fn worker_topology(topology: &crate::topology::Topology) -> Topology {
             .map(|range| MemoryRange {
                 start: range.start,
                 size: range.size,
+            })
+            .collect(),
+        sidecar: topology
+            .sidecar
+            .iter()
+            .map(|node| SidecarNode {
+                control_page: node.pages.start,
+                base_vp: node.base_vp,
+                cpu_count: node.cpu_count,
             })
             .collect(),
     }

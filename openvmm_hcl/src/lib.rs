@@ -37,6 +37,7 @@ pub mod processes;
 mod report;
 pub mod requests;
 pub mod shim_log;
+pub mod sidecar;
 pub mod state;
 pub mod timeline;
 pub mod topology;

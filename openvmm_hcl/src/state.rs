@@ -421,6 +421,18 @@ impl Inspect for Topology {
                             .field("vnode", &vp.vnode);
                     });
                 }
+            })
+            .child("sidecar", |request| {
+                let mut response = request.respond();
+                for (index, node) in self.sidecar.iter().enumerate() {
+                    response.child(&index.to_string(), |request| {
+                        request
+                            .respond()
+                            .hex("pages", &node.pages.start)
+                            .field("base_vp", &node.base_vp)
+                            .field("cpus", &node.cpu_count);
+                    });
+                }
             });
     }
 }

@@ -4,6 +4,8 @@ use crate::device_tree::DeviceTreeError;
 use crate::device_tree::Fault;
 use crate::device_tree::Node;
 use crate::device_tree::Range;
+use crate::sidecar;
+use crate::sidecar::SidecarNode;
 use loader_defs::memory_type::MemoryVtlType;
 use serde::Serialize;
 use thiserror::Error;
@@ -33,6 +35,8 @@ pub struct Topology {
     pub vps: Vec<Vp>,
     /// In the order of addresses; no two overlap.
     pub memory: Vec<Memory>,
+    /// The nodes of the sidecar, if it runs.
+    pub sidecar: Vec<SidecarNode>,
     /// `none`, `vbs`, `snp` or `tdx`.
     pub isolation: String,
     /// `host` or `vtl2`.
@@ -82,8 +86,10 @@ impl Topology {
     /// Reads the tree below `root`.
     pub fn read(root: &Node) -> Result<Self, TopologyError> {
         let openhcl = root.child("openhcl")?;
+        let vps = read_vps(root)?;
         Ok(Self {
-            vps: read_vps(root)?,
+            sidecar: sidecar::read(root, vps.len())?,
+            vps,
             memory: read_memory(&openhcl)?,
             isolation: openhcl.text("isolation-type")?,
             allocation_mode: openhcl.text("memory-allocation-mode")?,

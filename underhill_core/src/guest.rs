@@ -68,6 +68,7 @@ impl Guest {
             payload: PathBuf::from(start.directory),
             on_crash: start.on_crash,
             listeners: [listen(vm::COM1_VSOCK), listen(vm::COM2_VSOCK)],
+            leave_on_exit: true,
         };
         let mut vm = Vm::new(partition, setup).await?;
         let started = match start.saved {
@@ -123,6 +124,18 @@ impl Guest {
             Self::Vm(vm) => vm.resume().map_err(|error| error.to_string()),
             other => Err(other.absent("resumed")),
         }
+    }
+
+    /// Has Linux get the CPU of `vp`, see [`Vm::online`].
+    pub(crate) fn online(
+        &self,
+        vp: u32,
+    ) -> impl Future<Output = Result<Option<String>, String>> + Send + use<> {
+        let online = match self {
+            Self::Vm(vm) => Ok(vm.online(vp)),
+            other => Err(other.absent("run")),
+        };
+        async move { online?.await }
     }
 
     /// What another worker would need. The guest does not run until [`Guest::go_on`].

@@ -72,6 +72,20 @@ pub struct Topology {
     pub vps: Vec<u32>,
     /// The guest's RAM: ranges in the order of addresses that do not overlap.
     pub memory: Vec<MemoryRange>,
+    /// The nodes of the sidecar; none without one.
+    pub sidecar: Vec<SidecarNode>,
+}
+
+/// VPs of which all but the first may be in the sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Inspect)]
+pub struct SidecarNode {
+    /// GPA of the control page; the other pages follow.
+    #[inspect(hex)]
+    pub control_page: u64,
+    /// The first VP.
+    pub base_vp: u32,
+    /// How many VPs, with the first.
+    pub cpu_count: u32,
 }
 
 /// Bytes of the guest's address space.
@@ -91,7 +105,8 @@ impl Inspect for Topology {
             .respond()
             .field("vps", &self.vps.len())
             .field("apic_ids", &self.vps)
-            .field("memory", &self.memory);
+            .field("memory", &self.memory)
+            .field("sidecar", &self.sidecar);
     }
 }
 
@@ -113,6 +128,10 @@ pub enum Request {
     SetLogFilter(String),
     /// The guest shall not run for a while; an error says why it does not run anyway.
     Pause(Rpc<(), Result<(), String>>),
+    /// Linux shall have the CPU of a VP, if it is in the sidecar. The answer comes when it
+    /// has, and says why it has; `None`: it had it before this worker. An error says why it
+    /// has not.
+    Online(Rpc<u32, Result<Option<String>, String>>),
     /// The guest shall run again.
     Resume(Rpc<(), Result<(), String>>),
 }

@@ -37,6 +37,7 @@ use thiserror::Error;
 use virt::Partition;
 use virt_mshv_vtl::Config;
 use virt_mshv_vtl::MshvPartition;
+use virt_mshv_vtl::SidecarNode;
 use vm_loader::GpaRange;
 
 /// In front of every line of the worker's log.
@@ -243,6 +244,11 @@ impl Worker {
             },
             Request::Pause(rpc) => rpc.complete(self.guest.pause().await),
             Request::Resume(rpc) => rpc.complete(self.guest.resume()),
+            Request::Online(rpc) => {
+                // It takes long, and others want answers meanwhile.
+                let online = self.guest.online(*rpc.input());
+                tokio::spawn(async move { rpc.complete(online.await) });
+            }
             Request::SetLogFilter(text) => match (text.parse(), &self.filter) {
                 (Ok(filter), Some(handle)) => handle.set(filter),
                 (Ok(_), None) => {}
@@ -286,11 +292,16 @@ fn open_partition(topology: &Topology) -> Result<Arc<dyn Partition>, Box<dyn Err
     let ram = topology.memory.iter().map(|range| {
         GpaRange::new(range.start, range.size).ok_or(StartError::Memory { range: *range })
     });
+    let sidecar = topology.sidecar.iter().map(|node| SidecarNode {
+        control_page: node.control_page,
+        base_vp: node.base_vp,
+        cpu_count: node.cpu_count,
+    });
     let config = Config {
         vp_count: u32::try_from(topology.vps.len())?,
         ram: ram.collect::<Result<_, _>>()?,
         memory_record: MEMORY_RECORD.into(),
-        sidecar: Vec::new(),
+        sidecar: sidecar.collect(),
     };
     Ok(MshvPartition::new(config)?)
 }
@@ -392,6 +403,7 @@ mod tests {
             topology: Topology {
                 vps: vec![1, 2],
                 memory: Vec::new(),
+                sidecar: Vec::new(),
             },
             settings: Settings {
                 name: "test".to_owned(),

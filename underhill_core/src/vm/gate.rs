@@ -7,10 +7,15 @@
 //!
 //! A held VP does not run the guest, and does not touch the chipset. The owner knows that
 //! all VPs are held when [`Gate::held`] returns, so there is never a half-stopped machine.
+//!
+//! A VP without a thread asks by [`Gate::try_next`], again whenever the [`Bell`] rings.
 
+use super::bell::Bell;
+use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
@@ -29,6 +34,8 @@ pub(crate) struct Gate {
     open: AtomicBool,
     /// How often a device that held a write up has made room.
     unstalled: AtomicU64,
+    /// For VPs that do not wait here, if there are any.
+    bell: OnceLock<Arc<Bell>>,
 }
 
 struct State {
@@ -63,9 +70,11 @@ pub(crate) enum Task {
 }
 
 /// What a VP remembers between two questions.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Memory {
     resets: u64,
+    /// It has asked, and there was nothing to do.
+    waits: bool,
 }
 
 impl Gate {
@@ -84,7 +93,15 @@ impl Gate {
             progress: Notify::new(),
             open: AtomicBool::new(false),
             unstalled: AtomicU64::new(0),
+            bell: OnceLock::new(),
         }
+    }
+
+    /// From now on `bell` rings when there may be something new to do. Before that, no VP
+    /// asks by [`Gate::try_next`].
+    pub(crate) fn ring(&self, bell: Arc<Bell>) {
+        // There is one.
+        let _ = self.bell.set(bell);
     }
 
     /// VPs may run.
@@ -95,18 +112,8 @@ impl Gate {
     /// A VP asks, and waits until there is something to do.
     pub(crate) fn next(&self, memory: &mut Memory) -> Task {
         let mut state = self.lock();
-        state.waiting += 1;
-        self.progress.notify_one();
         loop {
-            let task = match state.order {
-                Order::End => Some(Task::End),
-                _ if memory.resets < state.resets => Some(Task::Reset),
-                Order::Run => Some(Task::Run),
-                Order::Hold => None,
-            };
-            if let Some(task) = task {
-                memory.resets = state.resets;
-                state.waiting -= 1;
+            if let Some(task) = self.task(&mut state, memory) {
                 return task;
             }
             state = self
@@ -114,6 +121,30 @@ impl Gate {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// A VP asks. If there is nothing to do, it counts as one that waits, and asks again
+    /// later.
+    pub(crate) fn try_next(&self, memory: &mut Memory) -> Option<Task> {
+        self.task(&mut self.lock(), memory)
+    }
+
+    fn task(&self, state: &mut State, memory: &mut Memory) -> Option<Task> {
+        if !memory.waits {
+            memory.waits = true;
+            state.waiting += 1;
+            self.progress.notify_one();
+        }
+        let task = match state.order {
+            Order::End => Task::End,
+            _ if memory.resets < state.resets => Task::Reset,
+            Order::Run => Task::Run,
+            Order::Hold => return None,
+        };
+        memory.resets = state.resets;
+        memory.waits = false;
+        state.waiting -= 1;
+        Some(task)
     }
 
     /// A VP has reset itself, or could not.
@@ -133,7 +164,7 @@ impl Gate {
             state.order = Order::Hold;
         }
         self.open.store(false, Release);
-        self.changed.notify_all();
+        self.tell_vps();
     }
 
     /// Returns when no VP runs.
@@ -149,7 +180,7 @@ impl Gate {
             state.reset_done = 0;
             state.failure = None;
         }
-        self.changed.notify_all();
+        self.tell_vps();
         self.until(|state| state.reset_done == state.vps && state.waiting == state.vps)
             .await;
         match self.lock().failure.take() {
@@ -165,7 +196,7 @@ impl Gate {
             state.order = Order::Run;
             self.open.store(true, Release);
         }
-        self.changed.notify_all();
+        self.tell_vps();
     }
 
     /// Ends the threads of the VPs. Those that run must be cancelled after this.
@@ -173,7 +204,7 @@ impl Gate {
         let mut state = self.lock();
         state.order = Order::End;
         self.open.store(false, Release);
-        self.changed.notify_all();
+        self.tell_vps();
     }
 
     /// How often [`Gate::unstalled`] was called. A VP asks before each write.
@@ -185,7 +216,7 @@ impl Gate {
     pub(crate) fn unstalled(&self) {
         let _state = self.lock();
         self.unstalled.fetch_add(1, Release);
-        self.changed.notify_all();
+        self.tell_vps();
     }
 
     /// A VP whose write was held up waits until there is room, or it may not run. `before`
@@ -197,6 +228,13 @@ impl Gate {
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn tell_vps(&self) {
+        self.changed.notify_all();
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
         }
     }
 
@@ -216,7 +254,6 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::thread;
 
     /// A VP that runs nothing.
@@ -279,6 +316,28 @@ mod tests {
         for vp in vps {
             assert_eq!(vp.join().unwrap(), 0);
         }
+    }
+
+    #[test]
+    fn a_vp_without_a_thread_is_called_by_the_bell() {
+        let gate = Gate::new(1);
+        let bell = Arc::new(Bell::new().unwrap());
+        gate.ring(bell.clone());
+        let mut memory = Memory::default();
+        assert_eq!(gate.try_next(&mut memory), None);
+        assert_eq!(gate.try_next(&mut memory), None);
+        block_on(gate.held());
+        assert!(!bell.has_rung());
+
+        gate.release();
+
+        assert!(bell.has_rung());
+        assert_eq!(gate.try_next(&mut memory), Some(Task::Run));
+        gate.close();
+        assert!(bell.has_rung());
+        assert_eq!(gate.try_next(&mut memory), None);
+        gate.end();
+        assert_eq!(gate.try_next(&mut memory), Some(Task::End));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   VP threads          run the guest, serve its exits on the chipset       [`vp`], [`exits`]
+//!   one for the sidecar the same, for VPs that have no thread               [`remote`]
 //!      | tell()                                      | Wake, ApicBus        [`devices`]
 //!      v                                             v
 //!   the worker's thread: [`Vm`], the owner      poller, serial clients      [`serial`]
@@ -14,6 +15,7 @@
 //! * The guest is not trusted: an exit has any value, and what cannot be served stops the
 //!   VM with a [`report`], not the process.
 
+mod bell;
 mod crash;
 mod devices;
 mod emulate;
@@ -22,8 +24,10 @@ mod gate;
 mod hand_over;
 mod load;
 mod payload;
+mod place;
 mod power;
 mod priority;
+mod remote;
 mod report;
 mod saved;
 mod serial;
@@ -31,6 +35,7 @@ mod serial;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod vp;
 
 pub(crate) use payload::DIRECTORY;
@@ -47,6 +52,7 @@ use byte_stream::Listener;
 use chipset::Chipset;
 use chipset::LifecycleError;
 use crash::Crash;
+use exits::Exits;
 use gate::Gate;
 use inspect::Inspect;
 use inspect::Unit;
@@ -54,6 +60,7 @@ use load::LoadError;
 use payload::Payload;
 use payload::PayloadError;
 use power::Herald;
+use remote::Remotes;
 use serial::Port;
 use std::fmt;
 use std::io;
@@ -67,7 +74,6 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::sync::mpsc;
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use virt::Partition;
 use virt::VpState;
@@ -102,6 +108,9 @@ pub(crate) enum VmError {
     /// It ended without a word.
     #[error("the thread of VP {vp} has ended")]
     Ended { vp: u32 },
+    /// The thread for VPs that have none.
+    #[error("the thread for VPs in the sidecar cannot be started")]
+    Sidecar(#[source] io::Error),
     /// The guest's files.
     #[error(transparent)]
     Payload(#[from] PayloadError),
@@ -127,6 +136,8 @@ pub(crate) struct Setup {
     pub(crate) on_crash: OnGuestCrash,
     /// Where clients of COM1 and COM2 come from.
     pub(crate) listeners: [Option<Listener>; 2],
+    /// A VP leaves the sidecar when its exits tell that more will come.
+    pub(crate) leave_on_exit: bool,
 }
 
 /// What all threads share.
@@ -139,11 +150,26 @@ pub(crate) struct Machine {
     /// How VP 0 starts.
     start: Mutex<VpState>,
     vps: Vec<VpStats>,
+    leave_on_exit: bool,
+    /// All that run.
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Machine {
     fn start(&self) -> MutexGuard<'_, VpState> {
         self.start.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn exits(&self) -> Exits<'_> {
+        Exits {
+            chipset: &self.chipset,
+            memory: self.partition.memory(),
+            crash: &self.crash,
+        }
     }
 }
 
@@ -191,7 +217,8 @@ pub(crate) struct Vm {
     report: Option<String>,
     /// Reports so far.
     reports: u64,
-    threads: Vec<JoinHandle<()>>,
+    /// Where VPs are asked to leave the sidecar, if any is there.
+    remotes: Option<Remotes>,
     /// Of COM1 and COM2, until their clients are served.
     listeners: [Option<Listener>; 2],
     /// The poller, and those who serve the serial ports' clients. They end with this.
@@ -222,6 +249,8 @@ impl Vm {
             crash: Crash::default(),
             start: Mutex::new(VpState::at_reset()),
             vps: (0..vps).map(|_| VpStats::default()).collect(),
+            leave_on_exit: setup.leave_on_exit,
+            threads: Mutex::default(),
         });
         let mut vm = Self {
             machine,
@@ -234,32 +263,13 @@ impl Vm {
             resets: 0,
             report: None,
             reports: 0,
-            threads: Vec::new(),
+            remotes: None,
             listeners: setup.listeners,
             tasks: JoinSet::new(),
         };
         vm.start_threads().await?;
         vm.tasks.spawn(poll(vm.machine.clone(), vm.poller.clone()));
         Ok(vm)
-    }
-
-    async fn start_threads(&mut self) -> Result<(), VmError> {
-        let mut waiting = Vec::new();
-        for vp in 0..self.machine.partition.vp_count() {
-            let (sender, bound) = oneshot::channel();
-            let thread = vp::spawn(self.machine.clone(), vp, sender)
-                .map_err(|error| VmError::Thread { vp, error })?;
-            self.threads.push(thread);
-            waiting.push((vp, bound));
-        }
-        for (vp, bound) in waiting {
-            match bound.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(VmError::Bind { vp, error }),
-                Err(_) => return Err(VmError::Ended { vp }),
-            }
-        }
-        Ok(())
     }
 
     /// From now on the serial ports' clients are served. Others wait to be accepted.
@@ -361,21 +371,6 @@ impl Vm {
             Happening::Stopped(report) => vec![self.stop(report)],
             Happening::Crashed(report) => self.crashed(report).await,
         }
-    }
-
-    /// Ends the threads and tasks, whatever they do, and waits for that.
-    pub(crate) async fn end(mut self) {
-        self.end_vps();
-        for thread in self.threads.drain(..) {
-            // They end soon: none of them waits for anything but the gate.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
-        self.tasks.shutdown().await;
-    }
-
-    fn end_vps(&self) {
-        self.machine.gate.end();
-        self.machine.herald.stop_vps();
     }
 
     async fn crashed(&mut self, report: String) -> Vec<GuestEvent> {

@@ -1,10 +1,18 @@
 //! A partition whose guest is a script.
 
+use rustix::event::EventfdFlags;
+use rustix::event::eventfd;
 use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::mpsc;
+use std::thread;
+use std::thread::JoinHandle;
 use virt::Context;
 use virt::CpuidExit;
 use virt::Error;
@@ -17,6 +25,7 @@ use virt::MsrExit;
 use virt::Partition;
 use virt::PortExit;
 use virt::Registers;
+use virt::RemoteVp;
 use virt::Segment;
 use virt::Start;
 use virt::Vp;
@@ -58,6 +67,10 @@ pub(super) struct FakeState {
     /// Calls by this name fail.
     pub(super) faults: HashMap<&'static str, &'static str>,
     pub(super) runs: u64,
+    /// It is in the sidecar.
+    pub(super) remote: bool,
+    /// Its way out of there takes until something is said here.
+    pub(super) way: Option<mpsc::Receiver<()>>,
 }
 
 impl FakePartition {
@@ -85,6 +98,10 @@ impl FakePartition {
     pub(super) fn play(&self, vp: usize, script: impl FnMut() -> Option<Exit> + Send + 'static) {
         self.vp(vp).script = Some(Box::new(script));
         self.changed.notify_all();
+    }
+
+    pub(super) fn is_remote_now(&self, vp: usize) -> bool {
+        self.vp(vp).remote
     }
 
     fn fault(&self, vp: usize, call: &'static str) -> Result<(), Error> {
@@ -122,13 +139,107 @@ impl Partition for FakePartition {
 
     fn bind(self: Arc<Self>, vp: u32) -> Result<Box<dyn Vp>, Error> {
         self.fault(vp as usize, "bind")?;
+        assert!(!self.is_remote(vp));
         Ok(Box::new(FakeVp {
             partition: self,
             index: vp as usize,
         }))
     }
+
+    fn is_remote(&self, vp: u32) -> bool {
+        self.vp(vp as usize).remote
+    }
+
+    fn attach(self: Arc<Self>, vp: u32) -> Result<Box<dyn RemoteVp>, Error> {
+        self.fault(vp as usize, "attach")?;
+        assert!(self.is_remote(vp));
+        Ok(Box::new(FakeRemote {
+            vp: FakeVp {
+                partition: self,
+                index: vp as usize,
+            },
+            run: None,
+            event: Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()),
+        }))
+    }
 }
 
+/// A VP in the sidecar, whose CPU is a thread for each run.
+struct FakeRemote {
+    vp: FakeVp,
+    run: Option<JoinHandle<Result<Exit, Error>>>,
+    event: Arc<OwnedFd>,
+}
+
+impl RemoteVp for FakeRemote {
+    fn start(&mut self) -> Result<(), Error> {
+        assert!(self.run.is_none());
+        let (mut vp, event) = (self.vp.clone(), self.event.clone());
+        self.run = Some(thread::spawn(move || {
+            let exit = vp.run();
+            rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+            exit
+        }));
+        Ok(())
+    }
+
+    fn stopped(&mut self) -> Result<Option<Exit>, Error> {
+        if rustix::io::read(&self.event, &mut [0; 8]).is_err() {
+            return Ok(None);
+        }
+        let run = self.run.take().unwrap();
+        run.join().unwrap().map(Some)
+    }
+
+    fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    fn leave(self: Box<Self>) -> Result<(), Error> {
+        assert!(self.run.is_none());
+        let FakeVp { partition, index } = self.vp;
+        let way = partition.vp(index).way.take();
+        if let Some(way) = way {
+            let _ = way.recv();
+        }
+        partition.fault(index, "leave")?;
+        partition.vp(index).remote = false;
+        Ok(())
+    }
+}
+
+/// Passes on to the VP inside.
+macro_rules! forward {
+    ($($name:ident(&mut self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
+        impl Vp for FakeRemote {
+            fn index(&self) -> u32 {
+                self.vp.index()
+            }
+
+            $(fn $name(&mut self $(, $argument: $type)*) $(-> $result)? {
+                assert!(self.run.is_none(), "it runs");
+                self.vp.$name($($argument),*)
+            })*
+        }
+    };
+}
+
+forward! {
+    run(&mut self) -> Result<Exit, Error>;
+    complete_port(&mut self, exit: &PortExit, value: u32) -> Result<(), Error>;
+    complete_msr(&mut self, exit: &MsrExit, value: u64) -> Result<(), Error>;
+    complete_cpuid(&mut self, exit: &CpuidExit, values: [u32; 4]) -> Result<(), Error>;
+    inject(&mut self, exception: Exception) -> Result<(), Error>;
+    registers(&mut self) -> Result<Registers, Error>;
+    set_registers(&mut self, registers: &Registers) -> Result<(), Error>;
+    context(&mut self) -> Result<Context, Error>;
+    xmm(&mut self, register: u8) -> u128;
+    set_xmm(&mut self, register: u8, value: u128);
+    state(&mut self) -> Result<VpState, Error>;
+    reset(&mut self, start: &Start) -> Result<(), Error>;
+}
+
+#[derive(Clone)]
 struct FakeVp {
     partition: Arc<FakePartition>,
     index: usize,

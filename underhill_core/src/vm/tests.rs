@@ -42,12 +42,22 @@ impl Rig {
 
     /// The same, as far as clients of serial ports can see.
     pub(super) async fn unserved(vps: usize, on_crash: OnGuestCrash) -> Self {
+        Self::of(FakePartition::new(vps), on_crash, true).await
+    }
+
+    /// A guest of `partition` that is about to start.
+    pub(super) async fn of(
+        partition: Arc<FakePartition>,
+        on_crash: OnGuestCrash,
+        leave_on_exit: bool,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("kernel"), kernel()).unwrap();
-        let partition = FakePartition::new(vps);
-        let vm = Vm::new(partition.clone(), setup(directory.path(), on_crash))
-            .await
-            .unwrap();
+        let setup = Setup {
+            leave_on_exit,
+            ..setup(directory.path(), on_crash)
+        };
+        let vm = Vm::new(partition.clone(), setup).await.unwrap();
         Self {
             partition,
             vm,
@@ -93,6 +103,7 @@ fn setup(directory: &Path, on_crash: OnGuestCrash) -> Setup {
         payload: directory.to_owned(),
         on_crash,
         listeners: [Some(Listener::unix(&directory.join("com1")).unwrap()), None],
+        leave_on_exit: true,
     }
 }
 

@@ -28,6 +28,7 @@ use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::Release;
 use std::thread;
 use std::thread::JoinHandle;
 use virt::Exit;
@@ -506,26 +507,57 @@ fn a_cpu_that_is_not_idle_is_not_asked() {
     }
 }
 
+/// A CPU that answers each command with nonsense.
+fn nonsense(fixture: &Fixture, words: Vec<u64>, answers: Vec<u8>) -> JoinHandle<()> {
+    let pages = [1, 2].map(|page| fixture.page(command_page_offset(1) + 4096 * (page - 1)));
+    let control = fixture.page(0);
+    let (line, event) = (fixture.line.clone(), fixture.cpu.event());
+    let event = event.try_clone_to_owned().unwrap();
+    thread::spawn(move || {
+        for answer in answers {
+            let cell = control.byte(offset_of!(ControlPage, status) + 1);
+            while handshake::next(cell).is_none() {
+                if handshake::status(cell) == END {
+                    return;
+                }
+                line.wait();
+            }
+            for page in &pages {
+                for (index, word) in words.iter().enumerate() {
+                    page.set(8 * index, *word);
+                }
+            }
+            cell.store(answer, Release);
+            rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+        }
+    })
+}
+
+/// Tells that thread to end.
+const END: CpuStatus = CpuStatus(200);
+
 proptest! {
-    /// Statuses in which a CPU is silent are left out: they take as long as the patience.
+    /// Answers of which a CPU says nothing more are left out: they take as long as the
+    /// patience. The last one is final.
     #[test]
     fn whatever_is_in_the_pages_becomes_an_exit_or_an_error(
-        bytes in prop::collection::vec(any::<u64>(), 512),
-        status in any::<u8>().prop_filter("silent", |status| !(2..=4).contains(status)),
+        words in prop::collection::vec(any::<u64>(), 512),
+        mut answers in prop::collection::vec(prop_oneof![Just(1_u8), Just(0), 5..=255_u8], 5),
     ) {
+        answers.push(0);
         let fixture = Fixture::new();
-        for page in [command_page_offset(1), command_page_offset(1) + 4096] {
-            let page = fixture.page(page);
-            for (index, word) in bytes.iter().enumerate() {
-                page.set(8 * index, *word);
-            }
-        }
-        fixture.set_status(CpuStatus(status));
+        fixture.set_status(CpuStatus::IDLE);
+        let player = nonsense(&fixture, words, answers);
         let remote = Remote::new(fixture.home.clone(), fixture.cpu.clone());
-        let mut vp = MshvVp::new(remote);
-        let _ = vp.stopped();
+        let mut vp = Box::new(MshvVp::new(remote));
+        let _ = vp.run();
         let _ = vp.registers();
         let _ = vp.context();
+        let _ = fixture.cpu.get(&[Name::RIP; 40], &mut [[0; 2]; 40]);
         let _ = fixture.cpu.settle();
+        let _ = vp.leave();
+        fixture.set_status(END);
+        fixture.line.wake(VP).unwrap();
+        player.join().unwrap();
     }
 }
