@@ -284,6 +284,23 @@ impl Client {
         Ok(())
     }
 
+    /// Has Linux boot a CPU of VTL2 that is in the sidecar. The answer comes when it is there,
+    /// and says why it has left the sidecar, now or before; none: it was not there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Status`] if there is no such CPU, or it cannot be booted.
+    pub fn online_cpu(&self, cpu: u32) -> Result<Option<String>, Error> {
+        let method = Method {
+            service: openhcl::OPENHCL_CONTROL,
+            name: openhcl::ONLINE_CPU,
+        };
+        let request = openhcl::OnlineCpuRequest { cpu };
+        self.call(method, &request, |payload| {
+            decode(payload).map(|response: openhcl::OnlineCpuResponse| response.reason)
+        })
+    }
+
     pub(crate) fn open_data(&self) -> Result<(u64, std::os::unix::net::UnixStream), Error> {
         open_data(&self.address, self.timeout)
     }

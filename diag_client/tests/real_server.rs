@@ -197,8 +197,12 @@ fn the_paravisors_calls_arrive() {
         client.pause().unwrap_err().status(),
         Some(Code::Unimplemented)
     );
+    assert_eq!(client.online_cpu(0).unwrap(), None);
     client.power_off().unwrap();
-    assert_eq!(server.calls(), ["restart", "crash 42", "power off"]);
+    assert_eq!(
+        server.calls(),
+        ["restart", "crash 42", "online 0", "power off"]
+    );
     server.wait_for_end();
     let error = client.ping().unwrap_err();
     assert!(matches!(error, Error::NotListening { .. }), "{error}");

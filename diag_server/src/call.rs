@@ -31,6 +31,7 @@ pub(crate) enum Call {
     Inspect(inspect::InspectRequest),
     Update(inspect::UpdateRequest),
     PowerOff,
+    OnlineCpu(openhcl::OnlineCpuRequest),
 }
 
 /// How long the client will wait; `None`: for ever.
@@ -94,6 +95,7 @@ impl Call {
             },
             (openhcl::OPENHCL_CONTROL, _) => match request.method {
                 openhcl::POWER_OFF => Ok(Self::PowerOff),
+                openhcl::ONLINE_CPU => payload.decode().map(Self::OnlineCpu),
                 _ => Err(unknown_method(request)),
             },
             _ => Err(unknown_service(request)),

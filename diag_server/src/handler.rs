@@ -96,6 +96,13 @@ pub trait Handler: Send + Sync + 'static {
         missing("dump saved state")
     }
 
+    /// Has Linux boot a CPU that is in the sidecar, and returns when it is there. The text is
+    /// why it has left the sidecar; none: it was not there.
+    fn online_cpu(&self, cpu: u32) -> impl Future<Output = Result<Option<String>, Status>> + Send {
+        let _ = cpu;
+        missing("bring a CPU online")
+    }
+
     /// Begins to power the machine off, and returns before it is off. The way: resolve the
     /// `shutdown` future of [`serve`](crate::serve), return, and go on when `serve` has
     /// returned: it delivers this request's answer first.

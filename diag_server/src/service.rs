@@ -20,6 +20,7 @@ use crate::status::Code;
 use crate::tasks::Tasks;
 use diag_proto::diag;
 use diag_proto::inspect;
+use diag_proto::openhcl;
 use diag_proto::ttrpc::frame::encode_failure;
 use diag_proto::ttrpc::frame::encode_success;
 use prost::Message;
@@ -211,6 +212,10 @@ impl<H: Handler> Service<H> {
             Call::Restart => nothing(handler.restart().await),
             Call::Pause => nothing(handler.pause().await),
             Call::Resume => nothing(handler.resume().await),
+            Call::OnlineCpu(request) => {
+                let reason = handler.online_cpu(request.cpu).await?;
+                message(&openhcl::OnlineCpuResponse { reason })
+            }
             Call::PowerOff => nothing(handler.power_off().await),
             Call::DumpSavedState => {
                 let large = self.large_answer(&context).await?;

@@ -209,6 +209,19 @@ fn power_off_is_answered_before_the_server_ends() {
 }
 
 #[test]
+fn a_cpu_comes_online_and_the_answer_says_why() {
+    let server = Server::new();
+    let mut client = server.connect();
+    for (cpu, reason) in [(0, None), (3, Some("request".to_owned()))] {
+        let request = openhcl::OnlineCpuRequest { cpu };
+        let id = client.send(openhcl::OPENHCL_CONTROL, openhcl::ONLINE_CPU, &request);
+        let answer = openhcl::OnlineCpuResponse { reason };
+        assert_eq!(client.response(), Some((id, Ok(answer.encode_to_vec()))));
+    }
+    assert_eq!(server.handler.calls(), ["online 0", "online 3"]);
+}
+
+#[test]
 fn a_client_that_sends_no_more_does_not_hold_up_the_end() {
     let server = Server::with_limits(|limits| {
         limits.half_closed = std::time::Duration::from_secs(3600);

@@ -61,6 +61,14 @@ pub(crate) enum Command {
     Restart,
     /// Makes a process of the paravisor crash.
     Crash(CrashArgs),
+    /// Has processors of VTL2 run Linux.
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  ohcldiag cpu online 3"
+    )]
+    Cpu(CpuCommand),
     /// Lists the VMs that run here.
     List(ListArgs),
     /// Shows when each stage of the boot was.
@@ -196,6 +204,29 @@ pub(crate) struct CrashArgs {
     /// A process id in VTL2, or the name of a process as `inspect proc` shows it.
     #[arg(value_name = "PID|NAME")]
     pub(crate) process: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CpuCommand {
+    /// Has VTL2's Linux boot a processor that is in the sidecar.
+    Online(OnlineArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ohcldiag cpu online 3
+  ohcldiag cpu online 3 --json
+  ohcldiag inspect vm/vp/3               where a processor is, why and since when
+
+The guest's other processors run on meanwhile. There is no way back.")]
+pub(crate) struct OnlineArgs {
+    /// The processor, as the guest numbers them too.
+    #[arg(value_name = "N")]
+    pub(crate) cpu: u32,
+    /// One object: the processor, and why it has left the sidecar (null: it was not there).
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@
 
 mod boot_timeline;
 mod cli;
+mod cpu;
 mod crash;
 mod exec;
 mod exit;
@@ -33,6 +34,7 @@ mod terminal;
 use clap::Parser;
 use cli::Cli;
 use cli::Command;
+use cli::CpuCommand;
 use cli::Target;
 use diag_client::Client;
 use diag_client::registry;
@@ -70,6 +72,7 @@ fn run(target: &Target, command: Command) -> Result<ExitCode, Failure> {
         Command::Resume => connect(target)?.resume()?,
         Command::Restart => connect(target)?.restart()?,
         Command::Crash(args) => crash::run(&connect(target)?, &args)?,
+        Command::Cpu(CpuCommand::Online(args)) => cpu::online(&connect(target)?, &args)?,
         Command::BootTimeline(args) => boot_timeline::run(&connect(target)?, &args)?,
         Command::PowerOff => connect(target)?.power_off()?,
     }

@@ -54,6 +54,28 @@ fn failure(output: Output, code: i32) -> String {
 }
 
 #[test]
+fn a_cpu_that_is_brought_online_says_why_it_has_left_the_sidecar() {
+    let server = Server::start();
+    assert_eq!(
+        success(&server, &["cpu", "online", "0"]),
+        "CPU 0 runs Linux already\n"
+    );
+    assert_eq!(
+        success(&server, &["cpu", "online", "1"]),
+        "CPU 1 has left the sidecar, reason: exit for port 0x3f8\n"
+    );
+    assert_eq!(
+        success(&server, &["cpu", "online", "1", "--json"]),
+        "{\"cpu\":1,\"reason\":\"exit for port 0x3f8\"}\n"
+    );
+    let error = failure(run(&server, &["cpu", "online", "2"]), 1);
+    assert!(
+        error.contains("VP 2 does not exist: there are 2"),
+        "{error}"
+    );
+}
+
+#[test]
 fn ping_shows_the_times_of_its_answers() {
     let server = Server::start();
     let line = success(&server, &["ping", "--count", "3"]);
@@ -346,7 +368,7 @@ fn every_command_has_help_with_examples() {
         .map_while(|line| line.split_whitespace().next())
         .filter(|name| *name != "help")
         .collect();
-    assert_eq!(commands.len(), 13, "{help}");
+    assert_eq!(commands.len(), 14, "{help}");
     for name in commands {
         let help = success(&server, &[name, "--help"]);
         let simple = ["pause", "resume", "restart", "power-off"].contains(&name);

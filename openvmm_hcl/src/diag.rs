@@ -4,6 +4,7 @@ use crate::requests::ControlRequest;
 use crate::requests::Refusal;
 use crate::requests::StartOptions;
 use crate::state::Paravisor;
+use crate::state::RunningWorker;
 use diag_proto::diag::StartRequest;
 use diag_server::Code;
 use diag_server::Exposure;
@@ -60,6 +61,12 @@ impl Diagnostics {
         }
     }
 
+    fn worker(&self) -> Result<RunningWorker, Status> {
+        let worker = self.paravisor.state().worker.clone();
+        worker
+            .ok_or_else(|| Status::failed_precondition("there is no VM worker that could be asked"))
+    }
+
     /// Calls the worker, which answers by itself.
     async fn call_worker<T>(
         &self,
@@ -68,10 +75,7 @@ impl Diagnostics {
     where
         T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
     {
-        let worker = self.paravisor.state().worker.clone();
-        let worker = worker.ok_or_else(|| {
-            Status::failed_precondition("there is no VM worker that could be asked")
-        })?;
+        let worker = self.worker()?;
         let context = CancelContext::new().with_timeout(ANSWER_DEADLINE);
         let answer = worker.requests.call_within(&context, make, ());
         answer.await.map_err(|error| {
@@ -162,6 +166,17 @@ impl Handler for Diagnostics {
     async fn dump_saved_state(&self) -> Result<Vec<u8>, Status> {
         let saved = self.ask_worker(Request::Save).await?;
         Ok(saved.0)
+    }
+
+    async fn online_cpu(&self, cpu: u32) -> Result<Option<String>, Status> {
+        let worker = self.worker()?;
+        // It takes as long as Linux needs. Who asks has a deadline, and what was begun goes on
+        // without anybody who waits.
+        let answer = worker.requests.call(Request::Online, cpu).await;
+        match answer {
+            Ok(outcome) => outcome.map_err(Status::failed_precondition),
+            Err(error) => Err(Status::unavailable(format_args!("VM worker: {error}"))),
+        }
     }
 
     async fn power_off(&self) -> Result<(), Status> {

@@ -156,6 +156,17 @@ impl Handler for TestVm {
         self.note(format!("crash {pid}"))
     }
 
+    async fn online_cpu(&self, cpu: u32) -> Result<Option<String>, Status> {
+        self.note(format!("online {cpu}"))?;
+        match cpu {
+            0 => Ok(None),
+            1 => Ok(Some("exit for port 0x3f8".to_owned())),
+            _ => Err(Status::failed_precondition(format_args!(
+                "VP {cpu} does not exist: there are 2"
+            ))),
+        }
+    }
+
     async fn power_off(&self) -> Result<(), Status> {
         self.off.notify_one();
         self.note("power off".into())

@@ -153,6 +153,11 @@ impl Handler for TestHandler {
         Ok(vec![1, 2, 3])
     }
 
+    async fn online_cpu(&self, cpu: u32) -> Result<Option<String>, Status> {
+        self.note(format!("online {cpu}"));
+        Ok((cpu != 0).then(|| "request".to_owned()))
+    }
+
     async fn power_off(&self) -> Result<(), Status> {
         self.off.notify_one();
         Ok(())
