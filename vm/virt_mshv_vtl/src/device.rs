@@ -3,6 +3,9 @@
 #![expect(unsafe_code, reason = "requests of ioctl pass addresses")]
 
 use crate::error::Error;
+use crate::hypercall::RegisterValue;
+use hv_defs::registers::HvRegisterAssoc;
+use hv_defs::registers::HvRegisterName;
 use loader_defs::range::GpaRange;
 use mshv_defs::CAP_REGISTER_PAGE;
 use mshv_defs::Hvcall;
@@ -11,6 +14,7 @@ use mshv_defs::RamDisposition;
 use mshv_defs::SetEventfd;
 use mshv_defs::SetPollFile;
 use mshv_defs::SintMask;
+use mshv_defs::VpRegisters;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -76,6 +80,32 @@ impl Vtl {
             ioctl::ioctl(&self.0, request)
         };
         done.map_err(kernel("set the file that cancels a run"))
+    }
+
+    /// Writes a register of VTL0 on this CPU, of those that the driver can write: where the
+    /// VTLs share it, into the CPU itself.
+    pub(crate) fn set_register(
+        &self,
+        name: HvRegisterName,
+        value: RegisterValue,
+    ) -> Result<(), Error> {
+        let register = HvRegisterAssoc {
+            name: name.0,
+            pad: [0; 3],
+            value,
+        };
+        let argument = VpRegisters {
+            count: 1,
+            reserved: 0,
+            regs_ptr: (&raw const register).addr() as u64,
+        };
+        // SAFETY: the request reads its argument, which has the type that it expects, and
+        // the register, which outlives it.
+        let done = unsafe {
+            let request = Setter::<{ mshv_defs::SET_VP_REGISTERS }, _>::new(argument);
+            ioctl::ioctl(&self.0, request)
+        };
+        done.map_err(kernel("set a register of VTL0"))
     }
 
     /// Tells the kernel of VTL0's memory: whole pages that it does not use itself.

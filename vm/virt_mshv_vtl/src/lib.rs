@@ -44,7 +44,6 @@ use hv_defs::synic::HvInterruptType;
 use hv_defs::vsm::VsmPartitionConfig;
 use hypercall::Hypercalls;
 use hypercall::OWN_VTL;
-use hypercall::VTL0;
 use inspect::Inspect;
 use inspect::Unit;
 use loader_defs::range::GpaRange;
@@ -248,7 +247,9 @@ impl MshvPartition {
     /// VTL0 finds on the new CPU what it had on the one in the sidecar.
     fn take_over(&self, cpu: &local::Cpu, carried: &Carried) -> Result<(), Error> {
         cpu.context().store(&carried.context);
-        self.hypercalls.set(VTL0, &carried.debug)?;
+        for (name, value) in &carried.debug {
+            self.vtl.set_register(*name, *value)?;
+        }
         // Who has cancelled a run in the sidecar that did not take place means the next one.
         cpu.cancel();
         Ok(())
