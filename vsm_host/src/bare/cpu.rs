@@ -205,13 +205,13 @@ impl Cpu {
     /// returns.
     #[inline(never)]
     fn new(partition: &Partition, index: u32) -> Box<Self> {
-        let mut host = Box::new(vmcb::new(0, 0, 0, 0));
+        let mut host = vmcb::new(0, 0, 0, 0);
         // SAFETY: stores a few registers into the block.
         unsafe { asm!("vmsave rax", in("rax") &raw mut *host as u64, options(nostack)) };
         Box::new(Self {
             vp: Vp::new(partition, index),
             host,
-            idle: Box::new(idle_block()),
+            idle: idle_block(),
             cr4: HostCr4::new(),
         })
     }
@@ -341,7 +341,7 @@ impl HostCr4 {
 }
 
 /// The block that a CPU waits in.
-fn idle_block() -> Vmcb {
+fn idle_block() -> Box<Vmcb> {
     let host = HostState {
         cr0: Cr0::read_raw(),
         cr3: Cr3::read_raw().0.start_address().as_u64(),

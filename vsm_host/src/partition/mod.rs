@@ -438,7 +438,7 @@ impl VpVtl {
         let VtlSpace { nested_cr3, .. } = config.spaces[vtl];
         // ASID 0 is the host's.
         let asid = vtl as u32 + 1;
-        let mut vmcb = Box::new(vmcb::new(nested_cr3, config.iopms[vtl], config.msrpm, asid));
+        let mut vmcb = vmcb::new(nested_cr3, config.iopms[vtl], config.msrpm, asid);
         context::apply(&StartContext::at_reset(), &mut vmcb);
         if vtl == Vtl::GUEST.index() {
             vmcb::intercept_guest(&mut vmcb);

@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn vmcb() -> Box<Vmcb> {
-        let mut vmcb = Box::new(vmcb::new(0, 0, 0, 1));
+        let mut vmcb = vmcb::new(0, 0, 0, 1);
         context::apply(&StartContext::new(linux_ap()).unwrap(), &mut vmcb);
         vmcb.save.cr3 = 0x1000;
         vmcb.save.rip = RIP;

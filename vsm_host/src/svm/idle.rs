@@ -6,6 +6,7 @@
 //! guest is a loop in the host's code, with the host's page tables and no nested ones.
 
 use super::vmcb;
+use alloc::boxed::Box;
 use x86_defs::svm::{Intercepts3, Segment, VirtualInterrupt, Vmcb};
 use x86_defs::{DR6_AT_RESET, DR7_AT_RESET, EFER_SVME, RFLAGS_ALWAYS_ONE};
 
@@ -34,7 +35,7 @@ const CODE: u16 = 0x29b;
 const DATA: u16 = 0xc93;
 
 /// The block. `asid` is no VTL's.
-pub fn block(host: &HostState, asid: u32) -> Vmcb {
+pub fn block(host: &HostState, asid: u32) -> Box<Vmcb> {
     let mut block = vmcb::new(0, 0, 0, asid);
     let control = &mut block.control;
     control.nested_paging = 0;

@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_second_nmi_waits_until_the_first_handler_has_returned() {
-        let mut vmcb = Box::new(vmcb::new(0, 0, 0, 1));
+        let mut vmcb = vmcb::new(0, 0, 0, 1);
         let intercepts = vmcb.control.intercepts3;
         let mut nmis = Nmis::Open;
         let exit = |nmis: &mut Nmis, vmcb: &mut Vmcb, code| {

@@ -1,5 +1,6 @@
 //! What the host does with control blocks.
 
+use alloc::boxed::Box;
 use x86_defs::svm::{EventInjection, ExceptionIntercepts, Intercepts3, Intercepts4, Save, Vmcb};
 use x86_defs::{DR6_BS, EFER_LMA, RFLAGS_RF, RFLAGS_TF};
 use zerocopy::FromZeros;
@@ -29,8 +30,10 @@ pub enum Exception {
 /// A block with the intercepts and maps that every VTL of this host has, and no state
 /// yet. VTL2 owns the physical local APIC: interrupts, HLT and I/O are its own. NMIs are
 /// the host's: by them a CPU is called out of its VTL.
-pub fn new(nested_cr3: u64, iopm: u64, msrpm: u64, asid: u32) -> Vmcb {
-    let mut vmcb = Vmcb::new_zeroed();
+///
+/// It is a page, which shall not come over the caller's stack.
+pub fn new(nested_cr3: u64, iopm: u64, msrpm: u64, asid: u32) -> Box<Vmcb> {
+    let mut vmcb = Box::new(Vmcb::new_zeroed());
     let control = &mut vmcb.control;
     control.intercepts3 = Intercepts3::new()
         .with_nmi(true)
