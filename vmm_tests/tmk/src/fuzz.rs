@@ -71,7 +71,7 @@ const CALLS: [(HypercallCode, bool); 13] = [
 ];
 /// Registers that exist. Without crash control: a host obeys that one by ending the
 /// machine.
-const REGISTERS: [HvRegisterName; 17] = [
+const REGISTERS: [HvRegisterName; 18] = [
     // Of VTL0.
     HvRegisterName::RIP,
     HvRegisterName::RFLAGS,
@@ -79,6 +79,7 @@ const REGISTERS: [HvRegisterName; 17] = [
     HvRegisterName::CS,
     HvRegisterName::GDTR,
     HvRegisterName::EFER,
+    HvRegisterName::DR0,
     HvRegisterName::DR7,
     HvRegisterName::VP_INDEX,
     HvRegisterName::VSM_CODE_PAGE_OFFSETS,

@@ -8,7 +8,7 @@ use super::calls::Caller;
 use crate::cpuid;
 use crate::partition::guest::lapic;
 use crate::partition::guest::registers::{interrupt_state, pending_interruption};
-use crate::partition::{Processor, synic};
+use crate::partition::{Processor, debug, synic};
 use crate::svm::nmi::Nmis;
 use crate::svm::vmcb::{Exception, SHADOW};
 use crate::vtl::Vtl;
@@ -32,9 +32,16 @@ const PAGE_FAULT: u16 = 14;
 /// Bit of `PendingEvent::vector_or_flags` of an exception.
 const HAS_ERROR_CODE: u8 = 1;
 
+/// Which of DR0 to DR3 a register is.
+pub(super) fn debug_address(name: Name) -> Option<usize> {
+    let number = name.0.checked_sub(Name::DR0.0)?;
+    (name.0 <= Name::DR3.0).then_some(number as usize)
+}
+
 /// Whether a register is such state.
 pub(super) fn is(name: Name) -> bool {
     ::synic::msr_of_register(name.0).is_some()
+        || debug_address(name).is_some()
         || matches!(
             name,
             Name::APIC_BASE
@@ -59,6 +66,9 @@ pub(super) fn read<P: Processor>(caller: &mut Caller<'_, P>, name: Name) -> Resu
     let vp = &mut *caller.vp;
     if let Some(msr) = ::synic::msr_of_register(name.0) {
         return synic::read_msr(partition, vp, Vtl::GUEST, msr).map_err(bad_value);
+    }
+    if let Some(number) = debug_address(name) {
+        return Ok(debug::addresses(vp, Vtl::GUEST, processor)[number]);
     }
     let vmcb = &vp.vtls[GUEST].vmcb;
     Ok(match name {
@@ -102,6 +112,10 @@ pub(super) fn write<P: Processor>(
     if let Some(msr) = ::synic::msr_of_register(name.0) {
         return synic::write_msr(partition, vp, Vtl::GUEST, processor, (msr, value))
             .map_err(bad_value);
+    }
+    if let Some(number) = debug_address(name) {
+        debug::set_address(vp, Vtl::GUEST, processor, number, value);
+        return Ok(());
     }
     // VTL2 may change what it protects from the guest.
     let memory = partition.all_memory(Vtl::GUEST, processor);

@@ -6,7 +6,8 @@
 //!
 //! General-purpose registers, CR2 and the debug addresses are shared by all VTLs of a VP
 //! (TLFS "Virtual Secure Mode"): the caller has them in its processor. Of these, CR2 is
-//! offered here too, since software sets it with the others.
+//! offered here too, since software sets it with the others; the debug addresses are state
+//! of the host's ([`super::guest`]), which may have put them aside.
 
 use crate::partition::Vp;
 use crate::svm::{context, vmcb};

@@ -5,7 +5,7 @@ use super::{guest, private};
 use crate::partition::counters::Refused;
 use crate::partition::guest::lapic;
 use crate::partition::overlay::CODE_PAGE_OFFSETS;
-use crate::partition::{Processor, crash};
+use crate::partition::{Processor, crash, debug};
 use crate::vtl::Vtl;
 use hv_defs::hypercall::{GetSetVpRegisters, HvMapGpaFlags, HvStatus};
 use hv_defs::msr::OverlayPage;
@@ -194,6 +194,10 @@ fn read<P: Processor>(
             check_self(caller, vp)?;
             own.register_page.into()
         }
+        name if let Some(number) = guest::debug_address(name) => {
+            check_self(caller, vp)?;
+            debug::addresses(caller.vp, vtl, caller.processor)[number]
+        }
         // Who asks is active.
         Name::INTERNAL_ACTIVITY_STATE => {
             check_self(caller, vp)?;
@@ -235,6 +239,10 @@ fn write<P: Processor>(
                     .map_err(|_| HvStatus::INVALID_REGISTER_VALUE)?;
             }
             caller.vp.vtls[vtl.index()].register_page = register;
+        }
+        name if let Some(number) = guest::debug_address(name) => {
+            check_self(caller, vp)?;
+            debug::set_address(caller.vp, vtl, caller.processor, number, value);
         }
         Name::INTERNAL_ACTIVITY_STATE => {
             check_self(caller, vp)?;

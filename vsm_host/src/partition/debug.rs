@@ -7,6 +7,7 @@ use super::{Partition, Processor, Vp};
 use crate::svm::debug;
 use crate::svm::special::{self, Target, Write};
 use crate::svm::vmcb::{self, Exception};
+use crate::vtl::Vtl;
 use x86_defs::{CR4_DE, DR6_AT_RESET, DR7_AT_RESET};
 
 const LOW_32: u64 = 0xffff_ffff;
@@ -58,6 +59,32 @@ impl Partition {
             }
         }
         Ok(next_rip)
+    }
+}
+
+/// DR0 to DR3 as `vtl` has them, or will find them.
+pub(crate) fn addresses(vp: &Vp, vtl: Vtl, processor: &impl Processor) -> [u64; 4] {
+    let aside = vp.vtls[vtl.index()].debug_addresses;
+    aside.unwrap_or_else(|| processor.debug_addresses())
+}
+
+/// Sets one of them. What another VTL runs into meanwhile stays where it is.
+pub(crate) fn set_address(
+    vp: &mut Vp,
+    vtl: Vtl,
+    processor: &impl Processor,
+    number: usize,
+    value: u64,
+) {
+    let taken = vtl != vp.vtl && debug::is_on(vp.vmcb().save.dr7);
+    let mut found = processor.debug_addresses();
+    let aside = &mut vp.vtls[vtl.index()].debug_addresses;
+    if taken || aside.is_some() {
+        aside.get_or_insert(found)[number] = value;
+    }
+    if !taken {
+        found[number] = value;
+        processor.set_debug_addresses(found);
     }
 }
 

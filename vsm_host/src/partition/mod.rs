@@ -8,7 +8,7 @@ mod alone;
 pub mod apic;
 pub mod counters;
 pub mod crash;
-mod debug;
+pub(crate) mod debug;
 mod exits;
 pub mod guest;
 pub mod intercepts;

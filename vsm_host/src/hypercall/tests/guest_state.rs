@@ -241,3 +241,37 @@ proptest! {
         let _ = guest.partition.prepare(&mut guest.vp, &guest.processor);
     }
 }
+
+/// DR7 with a breakpoint on.
+const ARMED: u64 = 0x401;
+
+#[test]
+fn debug_addresses_are_those_of_both_vtls() {
+    let mut guest = Guest::new();
+    let addresses = |guest: &Guest| guest.processor.debug_addresses.get();
+    guest.processor.debug_addresses.set([1, 2, 3, 4]);
+    let names = [0, 1, 2, 3].map(|number| Name(Name::DR0.0 + number));
+    assert_eq!(names.map(|name| get(&mut guest, name)), [1, 2, 3, 4]);
+    assert_eq!(guest.get(HvInputVtl::new(), &[names[2]]).0, SUCCESS);
+    assert_eq!(guest.output::<16>()[0], 3);
+    read_back(&mut guest, Name::DR0, 0xffff_8000_0000_1234);
+    assert_eq!(guest.set(Name::DR3, 9), SUCCESS);
+    assert_eq!(addresses(&guest), [0xffff_8000_0000_1234, 2, 3, 9]);
+    // DR6 and DR7 are behind them.
+    assert_eq!(guest.set(Name::DR7, ARMED), HvStatus::INVALID_PARAMETER);
+}
+
+#[test]
+fn debug_addresses_of_a_vtl_with_breakpoints_are_its_own() {
+    let mut guest = Guest::new();
+    let addresses = |guest: &Guest| guest.processor.debug_addresses.get();
+    // VTL2 has one: the guest's wait for the next entry.
+    guest.vp.vtls[2].vmcb.save.dr7 = ARMED;
+    guest.processor.debug_addresses.set([7; 4]);
+    read_back(&mut guest, Name::DR3, 0x1000);
+    assert_eq!(addresses(&guest), [7; 4]);
+    assert_eq!(get(&mut guest, Name::DR0), 7);
+    assert_eq!(guest.set(Name::DR3, 8), SUCCESS);
+    assert_eq!(addresses(&guest), [7, 7, 7, 8]);
+    assert_eq!(get(&mut guest, Name::DR3), 0x1000);
+}
