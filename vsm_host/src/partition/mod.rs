@@ -372,6 +372,10 @@ impl Partition {
 
     /// VTL2 has suspended its VP: waits until somebody starts it, and begins anew in VTL2.
     /// VTL0's state stays what it is, except for the registers that the VTLs share.
+    ///
+    /// Not inlined: whole pages pass over its stack, which the loop that calls it would have
+    /// for good.
+    #[inline(never)]
     pub fn suspend(&self, vp: &mut Vp, sleeper: &mut impl Sleeper) {
         vp.vtls[Vtl::PARAVISOR.index()] = VpVtl::new(&self.config, Vtl::PARAVISOR.index());
         synic::reset_paravisor(self, vp);
