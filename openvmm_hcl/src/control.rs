@@ -445,6 +445,7 @@ impl Controller {
             log_filter: filter,
             generation,
             test_hooks: *config.test_hooks,
+            leave_sidecar_on_exit: *config.sidecar_leave_on_exit,
             on_guest_crash: match *config.on_guest_crash {
                 openhcl_config::OnGuestCrash::Halt => OnGuestCrash::Halt,
                 openhcl_config::OnGuestCrash::Reset => OnGuestCrash::Reset,

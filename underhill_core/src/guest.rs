@@ -28,6 +28,8 @@ pub(crate) struct Start<'a> {
     pub(crate) partition: OpenPartition<'a>,
     /// What is done when it has crashed.
     pub(crate) on_crash: OnGuestCrash,
+    /// See [`Setup::leave_on_exit`].
+    pub(crate) leave_on_exit: bool,
     /// State of the guest that the worker before has run.
     pub(crate) saved: Option<SavedVm>,
 }
@@ -68,7 +70,7 @@ impl Guest {
             payload: PathBuf::from(start.directory),
             on_crash: start.on_crash,
             listeners: [listen(vm::COM1_VSOCK), listen(vm::COM2_VSOCK)],
-            leave_on_exit: true,
+            leave_on_exit: start.leave_on_exit,
         };
         let mut vm = Vm::new(partition, setup).await?;
         let started = match start.saved {

@@ -175,6 +175,7 @@ impl Worker {
             directory: Path::new(DIRECTORY),
             partition: &|| open_partition(&self.topology),
             on_crash: self.settings.on_guest_crash,
+            leave_on_exit: self.settings.leave_sidecar_on_exit,
             saved: self.before.guest.take(),
         };
         self.guest = Guest::start(start, stamps).await;
@@ -411,6 +412,7 @@ mod tests {
                 generation: 0,
                 test_hooks,
                 on_guest_crash: OnGuestCrash::Halt,
+                leave_sidecar_on_exit: true,
             },
             saved_state: saved_state.map(Bytes),
             requests,

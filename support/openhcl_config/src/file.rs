@@ -33,6 +33,9 @@ pub(crate) struct File {
     /// The guest.
     #[serde(default)]
     pub(crate) guest: Guest,
+    /// Processors that do not run Linux.
+    #[serde(default)]
+    pub(crate) sidecar: Sidecar,
     /// The orderly end of the paravisor.
     #[serde(default)]
     pub(crate) shutdown: Shutdown,
@@ -118,6 +121,16 @@ pub(crate) struct Watchdog {
 pub(crate) struct Guest {
     /// What happens when it has crashed. Default: "halt".
     pub(crate) on_crash: Option<OnGuestCrash>,
+}
+
+/// Processors that do not run Linux.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sidecar {
+    /// Linux gets a processor as soon as the guest uses a device there. If not, only on
+    /// request. Default: true.
+    pub(crate) leave_on_exit: Option<bool>,
 }
 
 /// The orderly end.

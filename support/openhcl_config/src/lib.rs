@@ -165,6 +165,8 @@ pub struct Config {
     pub worker: Worker,
     /// What happens when the guest has crashed.
     pub on_guest_crash: Setting<OnGuestCrash>,
+    /// Linux gets a processor of the sidecar as soon as the guest uses a device there.
+    pub sidecar_leave_on_exit: Setting<bool>,
     /// How long an orderly end may take before what is left is killed.
     pub shutdown_deadline: Setting<Duration>,
     /// Requests exist that make the worker fail; only in images for development.
@@ -240,6 +242,7 @@ impl Config {
             "worker.watchdog.interval_ms": ms(&worker.watchdog_interval),
             "worker.watchdog.deadline_ms": ms(&worker.watchdog_deadline),
             "guest.on_crash": self.on_guest_crash,
+            "sidecar.leave_on_exit": self.sidecar_leave_on_exit,
             "shutdown.deadline_ms": ms(&self.shutdown_deadline),
             "test_hooks": self.test_hooks,
         }

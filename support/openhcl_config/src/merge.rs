@@ -165,6 +165,12 @@ fn merge(options: File, file: File) -> Result<Config, ConfigError> {
             file.guest.on_crash,
             OnGuestCrash::Halt,
         ),
+        sidecar_leave_on_exit: pick(
+            "sidecar.leave_on_exit",
+            options.sidecar.leave_on_exit,
+            file.sidecar.leave_on_exit,
+            true,
+        ),
         shutdown_deadline: file_time(
             "shutdown.deadline_ms",
             file.shutdown.deadline_ms,

@@ -20,7 +20,7 @@ pub struct OptionHelp {
 const SWITCH: &str = "1, true, 0 or false";
 
 /// All options that override a value of the file.
-pub const OPTIONS: [OptionHelp; 7] = [
+pub const OPTIONS: [OptionHelp; 8] = [
     OptionHelp {
         name: "OPENHCL_LOG",
         path: "log.filter",
@@ -50,6 +50,11 @@ pub const OPTIONS: [OptionHelp; 7] = [
         name: "OPENHCL_ON_GUEST_CRASH",
         path: "guest.on_crash",
         values: "halt, reset or power_off",
+    },
+    OptionHelp {
+        name: "OPENHCL_SIDECAR_LEAVE_ON_EXIT",
+        path: "sidecar.leave_on_exit",
+        values: SWITCH,
     },
     OptionHelp {
         name: "OPENHCL_TEST_HOOKS",
@@ -112,6 +117,7 @@ impl FromOptions {
                     _ => return None,
                 });
             }
+            "sidecar.leave_on_exit" => file.sidecar.leave_on_exit = Some(switch(value)?),
             "test_hooks" => file.test_hooks = Some(switch(value)?),
             _ => return None,
         }

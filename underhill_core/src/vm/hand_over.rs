@@ -20,6 +20,13 @@ impl Vm {
         for (port, saved) in self.serial.iter().zip(&saved.serial) {
             port.restore(saved);
         }
+        for way in &saved.moves {
+            let stats = self.machine.vps.get(way.vp as usize);
+            let here = !self.machine.partition.is_remote(way.vp);
+            if let Some(stats) = stats.filter(|_| here) {
+                stats.place.restore(way);
+            }
+        }
         self.resets = saved.resets;
         match saved.state() {
             GuestState::Running => self.run(),
@@ -73,6 +80,8 @@ impl Vm {
         let mut saved = SavedVm::new(state, self.resets, chipset);
         saved.happening = happening.map(SavedHappening::from);
         saved.serial = serial;
+        let vps = (0..).zip(&self.machine.vps);
+        saved.moves = vps.filter_map(|(vp, stats)| stats.place.save(vp)).collect();
         Ok(saved)
     }
 

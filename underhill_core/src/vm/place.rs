@@ -1,5 +1,6 @@
 //! Where a VP runs: on a CPU of Linux, or in the sidecar until Linux gets its CPU.
 
+use super::saved::SavedMove;
 use inspect::Inspect;
 use rustix::time::ClockId;
 use std::fmt;
@@ -71,7 +72,8 @@ enum Stage {
 /// The way from the sidecar to Linux.
 #[derive(Debug, Clone)]
 struct Move {
-    reason: Reason,
+    /// A [`Reason`].
+    reason: String,
     /// Since the start of VTL2's kernel, as in its log.
     at: Duration,
     took: Duration,
@@ -86,7 +88,7 @@ impl Place {
     /// It leaves.
     pub(crate) fn leaves(&self, reason: Reason) {
         *self.lock() = Stage::Leaving(Move {
-            reason,
+            reason: reason.to_string(),
             at: now(),
             took: Duration::ZERO,
         });
@@ -113,10 +115,32 @@ impl Place {
     pub(crate) fn reason(&self) -> Result<Option<String>, String> {
         match &*self.lock() {
             Stage::Linux => Ok(None),
-            Stage::Left(way) => Ok(Some(way.reason.to_string())),
+            Stage::Left(way) => Ok(Some(way.reason.clone())),
             Stage::Sidecar | Stage::Leaving(_) => Err("the CPU is in the sidecar".to_owned()),
             Stage::Lost(_, error) => Err(error.clone()),
         }
+    }
+
+    /// For the next worker: how the VP has come to Linux, if it has.
+    pub(super) fn save(&self, vp: u32) -> Option<SavedMove> {
+        match &*self.lock() {
+            Stage::Left(way) => Some(SavedMove {
+                vp,
+                reason: way.reason.clone(),
+                at_ns: nanoseconds(way.at),
+                took_ns: nanoseconds(way.took),
+            }),
+            _ => None,
+        }
+    }
+
+    /// What a worker before has saved.
+    pub(super) fn restore(&self, saved: &SavedMove) {
+        *self.lock() = Stage::Left(Move {
+            reason: saved.reason.clone(),
+            at: Duration::from_nanos(saved.at_ns),
+            took: Duration::from_nanos(saved.took_ns),
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {
@@ -139,7 +163,7 @@ impl Inspect for Place {
         let Some(way) = way else { return };
         response.child("left_sidecar", |request| {
             let mut response = request.respond();
-            response.display("reason", &way.reason).field("at", &way.at);
+            response.field("reason", &way.reason).field("at", &way.at);
             match &stage {
                 Stage::Left(_) => {
                     response.field("took", &way.took);
@@ -151,6 +175,10 @@ impl Inspect for Place {
             }
         });
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn now() -> Duration {
@@ -187,6 +215,22 @@ mod tests {
         );
         assert!(shown.contains("took"), "{shown}");
         assert_eq!(place.reason(), Ok(Some("exit for port 0x3f8".to_owned())));
+    }
+
+    #[test]
+    fn the_next_worker_knows_how_a_vp_has_come_to_linux() {
+        let place = Place::default();
+        place.in_sidecar();
+        assert_eq!(place.save(3), None);
+        place.leaves(Reason::Memory(0xfec0_0000));
+        place.left(&Ok(()));
+        let saved = place.save(3).unwrap();
+        assert_eq!(saved.vp, 3);
+
+        let next = Place::default();
+        next.restore(&saved);
+
+        assert_eq!(shown(&next), shown(&place));
     }
 
     #[test]

@@ -24,6 +24,26 @@ pub(crate) struct SavedVm {
     /// What a VP has told, and nobody has handled yet.
     #[prost(message, optional, tag = "5")]
     pub(super) happening: Option<SavedHappening>,
+    /// VPs that have left the sidecar.
+    #[prost(message, repeated, tag = "6")]
+    pub(super) moves: Vec<SavedMove>,
+}
+
+/// How a VP has come from the sidecar to Linux.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct SavedMove {
+    /// Which.
+    #[prost(uint32, tag = "1")]
+    pub(super) vp: u32,
+    /// Why.
+    #[prost(string, tag = "2")]
+    pub(super) reason: String,
+    /// When, since the start of VTL2's kernel.
+    #[prost(uint64, tag = "3")]
+    pub(super) at_ns: u64,
+    /// How long that took.
+    #[prost(uint64, tag = "4")]
+    pub(super) took_ns: u64,
 }
 
 /// A [`Happening`].
@@ -80,6 +100,7 @@ impl SavedVm {
             resets,
             serial: Vec::new(),
             happening: None,
+            moves: Vec::new(),
         }
     }
 
