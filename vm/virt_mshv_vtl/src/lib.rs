@@ -196,15 +196,15 @@ fn find_sidecar(
     vps: &mut [VpShared],
 ) -> Result<(), Error> {
     let sint = SintFile::open()?;
-    let cpus_directory = Path::new(sidecar::CPUS);
+    let sys = Path::new(sidecar::SYS);
     for cpu in sidecar::map(nodes, vps.len() as u32, memory, waker)? {
         let vp = cpu.vp();
         // Before the look at the status, so that no answer after it is missed.
         sint.set_event(vp, cpu.event())?;
         if cpu.settle()? {
             vps[vp as usize].sidecar = Some(Arc::new(cpu));
-        } else if !sidecar::is_online(cpus_directory, vp)? {
-            sidecar::online(cpus_directory, vp)?;
+        } else if !sidecar::is_online(sys, vp)? {
+            sidecar::online(sys, vp)?;
         }
     }
     Ok(())
@@ -266,7 +266,7 @@ impl sidecar::Home for MshvPartition {
     }
 
     fn online(&self, vp: u32, carried: Carried) -> Result<(), Error> {
-        sidecar::online(Path::new(sidecar::CPUS), vp)?;
+        sidecar::online(Path::new(sidecar::SYS), vp)?;
         let shared = &self.vps[vp as usize];
         *shared
             .carried

@@ -26,7 +26,7 @@ mod vp;
 
 pub(crate) use cpu::Carried;
 pub(crate) use cpu::Cpu;
-pub(crate) use online::CPUS;
+pub(crate) use online::SYS;
 pub(crate) use online::is_online;
 pub(crate) use online::online;
 pub(crate) use vp::Home;
