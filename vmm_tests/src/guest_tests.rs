@@ -116,6 +116,11 @@ impl GuestTests {
         &mut self.vm
     }
 
+    /// What VTL2's console has said.
+    pub fn vtl2_console(&self) -> String {
+        self.vm.console(Source::Vtl2)
+    }
+
     /// A client of the paravisor's diagnostics.
     pub fn client(&self) -> &Client {
         &self.client

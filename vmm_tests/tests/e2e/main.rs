@@ -13,6 +13,7 @@ mod image;
 mod numa;
 mod ohcldiag;
 mod sidecar;
+mod sidecar_guest;
 mod tmk;
 mod vsock;
 mod worker;

@@ -1,0 +1,121 @@
+//! Guests whose processors are in the sidecar, and leave it.
+
+use boot_events::SHIM_LOG_PREFIX;
+use diag_client::Client;
+use guest_tests::pattern::Pattern;
+use qemu::ByteCount;
+use qemu::Source;
+use vmm_tests::GuestTests;
+use vmm_tests::Scenario;
+
+/// VTL2 memory for Linux on all CPUs of the largest machine.
+const VTL2_MEMORY: ByteCount = ByteCount::mib(256);
+
+/// Where a VP is, as the VM worker says.
+#[track_caller]
+fn place(client: &Client, vp: u32) -> String {
+    let path = format!("vm/vp/{vp}/runs_in");
+    match client.inspect(&path, 1) {
+        Ok(node) => node.as_str().unwrap_or_default().to_owned(),
+        Err(error) => panic!("{path}: {error}"),
+    }
+}
+
+#[track_caller]
+fn in_sidecar(client: &Client, vps: u32) -> Vec<u32> {
+    let vps = 0..vps;
+    vps.filter(|vp| place(client, *vp) == "sidecar").collect()
+}
+
+/// A guest whose VPs arm timers, halt, answer each other, and watch their registers, on NUMA
+/// nodes with so many VPs.
+#[track_caller]
+fn start(nodes: &str, vps: u32) -> GuestTests {
+    let nodes = nodes.parse().expect("a list of VPs");
+    let scenario = Scenario::guest_tests(vps, "tests=moves.nothing_is_lost")
+        .memory(ByteCount::gib(1))
+        .with(|machine| machine.numa(nodes).vtl2_memory(VTL2_MEMORY))
+        .bootargs("loglevel=8");
+    let mut guest = GuestTests::start(scenario);
+    guest.expect_line("note moves begin");
+    guest
+}
+
+/// Nothing was lost, and the machine goes.
+#[track_caller]
+fn end(mut guest: GuestTests) {
+    if let Err(error) = guest.console().send(b"x") {
+        panic!("{error}");
+    }
+    let report = guest.report();
+    guest.expect_power_off();
+    report.assert_passed(&[]);
+}
+
+/// All VPs but `linux` are in the sidecar, leave it one by one in any order, and the guest
+/// does not notice.
+#[track_caller]
+fn all_leave(nodes: &str, vps: u32, linux: &[u32]) {
+    let guest = start(nodes, vps);
+    let client = guest.client();
+    let mut left = in_sidecar(client, vps);
+    let expected: Vec<_> = (0..vps).filter(|vp| !linux.contains(vp)).collect();
+    assert_eq!(left, expected, "{}", said(&guest));
+    let mut order = Pattern::new(u64::from(vps));
+    while !left.is_empty() {
+        let pick = usize::from(order.next().unwrap_or_default()) % left.len();
+        let vp = left.swap_remove(pick);
+        match client.online_cpu(vp) {
+            Ok(reason) => assert_eq!(reason.as_deref(), Some("request"), "VP {vp}"),
+            Err(error) => panic!("VP {vp}: {error}\n{}", said(&guest)),
+        }
+        assert_eq!(place(client, vp), "linux");
+    }
+    assert!(in_sidecar(client, vps).is_empty());
+    end(guest);
+}
+
+/// What the shim says of the sidecar.
+fn said(guest: &GuestTests) -> String {
+    let console = guest.vtl2_console();
+    let lines = console
+        .lines()
+        .filter(|line| line.contains(SHIM_LOG_PREFIX));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn two_processors() {
+    all_leave("2", 2, &[0]);
+}
+
+#[test]
+fn four_processors_on_two_nodes() {
+    all_leave("2,2", 4, &[0, 2]);
+}
+
+#[test]
+fn sixteen_processors_on_four_nodes_of_which_one_is_empty() {
+    all_leave("6,0,8,2", 16, &[0, 6, 14]);
+}
+
+#[test]
+fn sixty_four_processors() {
+    all_leave("64", 64, &[0, 32]);
+}
+
+#[test]
+fn who_is_stopped_at_any_moment_goes_on() {
+    const STOPS: u32 = 50;
+    let guest = start("4", 4);
+    let client = guest.client();
+    for stop in 0..STOPS {
+        for result in [client.pause(), client.resume()] {
+            if let Err(error) = result {
+                panic!("stop {stop}: {error}\n{}", said(&guest));
+            }
+        }
+    }
+    assert_eq!(in_sidecar(client, 4), [1, 2, 3]);
+    end(guest);
+}
