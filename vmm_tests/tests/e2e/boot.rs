@@ -61,7 +61,18 @@ fn two_vps_boot() {
 #[test]
 fn four_vps_with_4_gib_boot() {
     // Part of the memory is above 4 GiB, behind the hole for devices.
-    let (vm, _) = boots_with(4, ByteCount::gib(4));
+    boots_with(4, ByteCount::gib(4));
+}
+
+#[test]
+fn linux_boots_four_vps_without_the_sidecar() {
+    let mut vm = Scenario::release()
+        .vps(4)
+        .bootargs("OPENHCL_SIDECAR=off")
+        .power_off_after_boot()
+        .start();
+    vm.expect_ready();
+    vm.expect_exit(ExitReason::PowerOff);
     let console = vm.console(Source::Vtl2);
     assert!(console.contains("Brought up 1 node, 4 CPUs"), "{console}");
 }

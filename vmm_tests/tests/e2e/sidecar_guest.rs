@@ -5,9 +5,12 @@ use diag_client::Client;
 use guest_tests::pattern::Pattern;
 use qemu::ByteCount;
 use qemu::Source;
+use vmm_tests::GuestResult;
 use vmm_tests::GuestTests;
 use vmm_tests::Scenario;
 
+/// The guest's test.
+const TEST: &str = "moves.nothing_is_lost";
 /// VTL2 memory for Linux on all CPUs of the largest machine.
 const VTL2_MEMORY: ByteCount = ByteCount::mib(256);
 
@@ -32,7 +35,7 @@ fn in_sidecar(client: &Client, vps: u32) -> Vec<u32> {
 #[track_caller]
 fn start(nodes: &str, vps: u32) -> GuestTests {
     let nodes = nodes.parse().expect("a list of VPs");
-    let scenario = Scenario::guest_tests(vps, "tests=moves.nothing_is_lost")
+    let scenario = Scenario::guest_tests(vps, &format!("tests={TEST}"))
         .memory(ByteCount::gib(1))
         .with(|machine| machine.numa(nodes).vtl2_memory(VTL2_MEMORY))
         .bootargs("loglevel=8");
@@ -49,7 +52,8 @@ fn end(mut guest: GuestTests) {
     }
     let report = guest.report();
     guest.expect_power_off();
-    report.assert_passed(&[]);
+    let expected = [(TEST.to_owned(), GuestResult::Ok)];
+    assert_eq!(report.results, expected.into());
 }
 
 /// All VPs but `linux` are in the sidecar, leave it one by one in any order, and the guest
