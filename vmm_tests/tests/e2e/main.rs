@@ -14,6 +14,7 @@ mod numa;
 mod ohcldiag;
 mod sidecar;
 mod sidecar_guest;
+mod sidecar_worker;
 mod tmk;
 mod vsock;
 mod worker;
