@@ -96,8 +96,10 @@ impl GuestTests {
     #[track_caller]
     pub fn start(scenario: Scenario) -> Self {
         let mut vm = scenario.start();
-        let client = vm.diag();
+        vm.expect_ready();
+        // At once: a short guest is gone soon, and its last words are not kept for long.
         let console = connect(&mut vm);
+        let client = vm.diag_of_ready();
         Self {
             vm,
             console,

@@ -331,8 +331,14 @@ impl TestVm {
     /// A client of the paravisor's diagnostics, once the paravisor is ready.
     #[track_caller]
     pub fn diag(&mut self) -> Client {
-        let address = diag_address(&self.vsock());
         self.expect_ready();
+        self.diag_of_ready()
+    }
+
+    /// A client of the paravisor's diagnostics, for who has seen that the paravisor is ready.
+    #[track_caller]
+    pub fn diag_of_ready(&mut self) -> Client {
+        let address = diag_address(&self.vsock());
         match Client::connect_within(address, DEADLINE) {
             Ok(client) => client,
             Err(error) => panic!("diagnostics: {error}\n{}", self.vm.report()),

@@ -4,7 +4,6 @@ use boot_events::SHIM_LOG_PREFIX;
 use diag_client::Client;
 use guest_tests::pattern::Pattern;
 use qemu::ByteCount;
-use qemu::Source;
 use vmm_tests::GuestResult;
 use vmm_tests::GuestTests;
 use vmm_tests::Scenario;
@@ -56,17 +55,17 @@ fn end(mut guest: GuestTests) {
     assert_eq!(report.results, expected.into());
 }
 
-/// All VPs but `linux` are in the sidecar, leave it one by one in any order, and the guest
-/// does not notice.
+/// All VPs but `linux` are in the sidecar. `leave` of them leave it one by one in any order, and
+/// the guest does not notice.
 #[track_caller]
-fn all_leave(nodes: &str, vps: u32, linux: &[u32]) {
+fn some_leave(nodes: &str, vps: u32, linux: &[u32], leave: usize) {
     let guest = start(nodes, vps);
     let client = guest.client();
     let mut left = in_sidecar(client, vps);
     let expected: Vec<_> = (0..vps).filter(|vp| !linux.contains(vp)).collect();
     assert_eq!(left, expected, "{}", said(&guest));
     let mut order = Pattern::new(u64::from(vps));
-    while !left.is_empty() {
+    for _ in 0..leave {
         let pick = usize::from(order.next().unwrap_or_default()) % left.len();
         let vp = left.swap_remove(pick);
         match client.online_cpu(vp) {
@@ -75,7 +74,8 @@ fn all_leave(nodes: &str, vps: u32, linux: &[u32]) {
         }
         assert_eq!(place(client, vp), "linux");
     }
-    assert!(in_sidecar(client, vps).is_empty());
+    left.sort_unstable();
+    assert_eq!(in_sidecar(client, vps), left);
     end(guest);
 }
 
@@ -90,22 +90,23 @@ fn said(guest: &GuestTests) -> String {
 
 #[test]
 fn two_processors() {
-    all_leave("2", 2, &[0]);
+    some_leave("2", 2, &[0], 1);
 }
 
 #[test]
 fn four_processors_on_two_nodes() {
-    all_leave("2,2", 4, &[0, 2]);
+    some_leave("2,2", 4, &[0, 2], 2);
 }
 
 #[test]
 fn sixteen_processors_on_four_nodes_of_which_one_is_empty() {
-    all_leave("6,0,8,2", 16, &[0, 6, 14]);
+    some_leave("6,0,8,2", 16, &[0, 6, 14], 13);
 }
 
 #[test]
 fn sixty_four_processors() {
-    all_leave("64", 64, &[0, 32]);
+    // Each that Linux has costs it a tick, and QEMU the time for it.
+    some_leave("64", 64, &[0, 32], 6);
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub struct Shared {
     vectors: [u64; VECTORS],
     debug: [u64; 4],
     cr2: u64,
+    /// The vector registers have 32 bytes each, not 16.
+    avx: bool,
 }
 
 impl Shared {
@@ -53,6 +55,7 @@ impl Shared {
             // Canonical, and not on.
             debug: core::array::from_fn(|number| word(100 + number as u64) >> 20),
             cr2: word(200) >> 20,
+            avx: false,
         };
         // Control word with all exceptions masked, tags of registers in use, MXCSR.
         values.fx[..2].copy_from_slice(&0x037f_u16.to_le_bytes());
@@ -68,8 +71,9 @@ impl Shared {
     }
 
     /// Puts the values into the registers of this VP.
-    pub fn load(&self) {
+    pub fn load(&mut self) {
         let avx = enable();
+        self.avx = avx;
         // SAFETY: the areas have the right sizes and alignment; this kernel uses none of the
         // registers, and no breakpoint is on.
         unsafe {
@@ -99,7 +103,7 @@ impl Shared {
     /// What of the registers of this VP is not as it was loaded.
     pub fn difference(&self) -> Option<&'static str> {
         let mut found = *self;
-        let avx = enable();
+        let avx = self.avx;
         // SAFETY: as above.
         unsafe {
             asm!("fxsave64 [{}]", in(reg) &raw mut found.fx, options(nostack));

@@ -13,7 +13,7 @@ use crate::machine::shared::Shared;
 use crate::machine::vps::{self, current};
 use crate::report::TestResult;
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use x86_64::instructions::interrupts;
 use x86_defs::apic::ApicRegister as Register;
 
@@ -27,8 +27,9 @@ pub(super) const TESTS: &[Test] = &[test(
 const ASK: u8 = 0x91;
 /// Tick of a VP's timer.
 const TICK: u8 = 0x92;
-/// Period of a tick, in units of the timer at division by 1.
-const PERIOD: u32 = 300_000;
+/// Period of a tick for each VP of the machine, in units of the timer at division by 1: all
+/// together tick as often whatever their number.
+const PERIOD: u32 = 150_000;
 const DIVIDE_BY_ONE: u32 = 0b1011;
 
 static ASKED: [AtomicU64; MAX_PROCESSORS] = [const { AtomicU64::new(0) }; MAX_PROCESSORS];
@@ -36,20 +37,23 @@ static ANSWERED: [AtomicU64; MAX_PROCESSORS] = [const { AtomicU64::new(0) }; MAX
 static TICKS: [AtomicU64; MAX_PROCESSORS] = [const { AtomicU64::new(0) }; MAX_PROCESSORS];
 /// VPs that found their registers changed.
 static CHANGED: [AtomicBool; MAX_PROCESSORS] = [const { AtomicBool::new(false) }; MAX_PROCESSORS];
+/// VPs of the machine.
+static VPS: AtomicU32 = AtomicU32::new(1);
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// What a VP does: arms its timer, halts until the tick is there, looks at its registers, and
 /// answers if it is asked. A tick that is lost is waited for in vain, and so is its answer.
 fn work() {
     let vp = current();
-    let registers = Shared::new(vp as u64);
+    let mut registers = Shared::new(vp as u64);
     registers.load();
+    let period = VPS.load(Ordering::Relaxed).saturating_mul(PERIOD);
     apic::write(Register::TIMER_DIVIDE, DIVIDE_BY_ONE);
     apic::write(Register::LVT_TIMER, TICK.into());
     interrupts::enable();
     while !STOP.load(Ordering::Acquire) {
         let before = count_here(TICK);
-        apic::write(Register::TIMER_INITIAL, PERIOD);
+        apic::write(Register::TIMER_INITIAL, period);
         halt_until(|| count_here(TICK) != before);
         TICKS[vp].fetch_add(1, Ordering::Relaxed);
         if registers.difference().is_some() {
@@ -64,6 +68,7 @@ fn work() {
 }
 
 fn nothing_is_lost(machine: &Machine<'_>) -> TestResult {
+    VPS.store(machine.tables.processors.len() as u32, Ordering::Relaxed);
     for (vp, apic_id) in machine.other_vps()? {
         ensure!(vps::begin_on(vp, apic_id, work), "VP {vp} is busy");
     }
