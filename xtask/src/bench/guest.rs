@@ -120,14 +120,14 @@ struct Files {
 
 /// A figure of the test kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Ticks {
-    each: f64,
+pub(super) struct Ticks {
+    pub(super) each: f64,
     /// 0 where nobody told.
-    hz: f64,
+    pub(super) hz: f64,
 }
 
 /// What one run of the test kernel has measured, by name.
-type Figures = BTreeMap<String, Ticks>;
+pub(super) type Figures = BTreeMap<String, Ticks>;
 
 /// Boots the machines in turns and makes figures of what was seen.
 pub(super) fn measure(rounds: usize) -> anyhow::Result<Report> {
@@ -401,7 +401,7 @@ impl Bench {
 }
 
 /// Reads lines like `bench port_read count=4096 ticks=123 hz=1000000`.
-fn figures(text: &str) -> Figures {
+pub(super) fn figures(text: &str) -> Figures {
     let figure = |line: &str| {
         let mut words = line.trim().strip_prefix("bench ")?.split(' ');
         let name = words.next()?.to_owned();

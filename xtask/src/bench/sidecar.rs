@@ -13,20 +13,34 @@ use super::figure::Report;
 use super::figure::Unit;
 use super::figure::median;
 use super::figure::ms;
+use super::guest::figures;
+use crate::artifacts::ImageProfile;
+use crate::cache::Cache;
+use crate::guest::image::GuestParts;
 use crate::run::EXIT_AFTER_BOOT;
 use crate::run::event_json;
+use crate::vmm_tests::workspace_root;
+use crate::vsock;
 use anyhow::Context as _;
 use boot_events::Event;
+use diag_client::Client;
 use qemu::ByteCount;
 use qemu::Exit;
+use qemu::GuestPort;
 use qemu::Machine;
 use qemu::StageName;
 use qemu::Timeline;
+use qemu::Vm;
+use qemu::Vsock;
 use serde_json::Value;
 use sidecar_defs::MAX_CPUS_PER_NODE;
 use sidecar_defs::node_memory_size;
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
+use std::time::Instant;
+use vmm_tests::diag_address;
 use vsm_host_defs::ExitReason;
 
 /// A hang is not a figure.
@@ -39,10 +53,17 @@ const MANY: u32 = 64;
 /// The same for all machines, and enough for Linux with all of them.
 const VTL2_MEMORY: ByteCount = ByteCount::mib(256);
 
+/// VPs of the guests.
+const GUEST_VPS: u32 = 4;
+/// Whether a VP leaves the sidecar when its guest uses a device.
+const STAYS: &str = "OPENHCL_SIDECAR_LEAVE_ON_EXIT=0";
+const LEAVES: &str = "OPENHCL_SIDECAR_LEAVE_ON_EXIT=1";
+
 /// Limits of the specification.
 const MAX_RATIO_TO_ONE: f64 = 1.15;
 const MAX_RATIO_TO_ALL: f64 = 0.55;
 const MAX_START_RATIO: f64 = 1.0 / 50.0;
+const MAX_ONLINE_RATIO: f64 = 1.0 / 20.0;
 const MAX_CPU_BYTES: f64 = 56.0 * 1024.0;
 
 /// Where processors are.
@@ -99,9 +120,16 @@ pub(super) fn measure(rounds: usize) -> anyhow::Result<(Report, Curve)> {
             }
         }
     }
+    let guests = Guests::prepare(&bench)?;
+    let mut seen = Seen::default();
+    for round in 1..=rounds {
+        eprintln!("guests, round {round} of {rounds}");
+        guests.look(&bench, &mut seen)?;
+    }
     let mut report = Report::default();
     times(&mut report, &boots)?;
-    starts(&mut report, &boots)?;
+    starts(&mut report, &boots, median(seen.online))?;
+    exits(&mut report, median(seen.sidecar), median(seen.linux));
     memory(&mut report, &boots);
     let line = |name: &str, place: Where| curve::Line {
         name: name.to_owned(),
@@ -156,7 +184,8 @@ fn times(report: &mut Report, boots: &Boots) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn starts(report: &mut Report, boots: &Boots) -> anyhow::Result<()> {
+/// `online`: how long it took to bring a CPU to Linux later, in milliseconds.
+fn starts(report: &mut Report, boots: &Boots, online: f64) -> anyhow::Result<()> {
     let many = boots.get(&(Where::Sidecar, MANY)).into_iter().flatten();
     let each: Vec<_> = many
         .filter_map(|boot| boot.start.map(|(time, cpus)| time / cpus))
@@ -165,14 +194,26 @@ fn starts(report: &mut Report, boots: &Boots) -> anyhow::Result<()> {
     let sidecar = median(each);
     let ready = |place| of(boots, place, MANY, |boot| boot.ready);
     let linux = (ready(Where::Linux) - ready(Where::One)) / f64::from(MANY - 1);
-    let what = "start of a CPU, against Linux at boot";
-    report.push(
-        Figure::new("start_ratio_to_linux", what, Unit::Ratio, sidecar / linux)
-            .at_most(MAX_START_RATIO),
-    );
+    for (name, what, other, limit) in [
+        (
+            "start_ratio_to_linux",
+            "start of a CPU in the sidecar, against Linux at boot",
+            linux,
+            MAX_START_RATIO,
+        ),
+        (
+            "start_ratio_to_online",
+            "start of a CPU in the sidecar, against Linux later",
+            online,
+            MAX_ONLINE_RATIO,
+        ),
+    ] {
+        report.push(Figure::new(name, what, Unit::Ratio, sidecar / other).at_most(limit));
+    }
     for (name, what, value) in [
         ("sidecar_start_us", "  in the sidecar", sidecar),
         ("linux_start_us", "  in Linux, at boot", linux),
+        ("online_us", "  in Linux, later, from the sidecar", online),
     ] {
         report.push(Figure::new(name, what, Unit::Us, value * 1e3));
     }
@@ -197,6 +238,112 @@ fn memory(report: &mut Report, boots: &Boots) {
     ] {
         let each = (footprint(place, MANY) - single) / f64::from(MANY - 1);
         report.push(Figure::new(name, what, Unit::Bytes, each));
+    }
+}
+
+fn exits(report: &mut Report, sidecar: f64, linux: f64) {
+    let what = "exit of a VP in the sidecar and back, against Linux";
+    report.push(Figure::new(
+        "exit_ratio_to_linux",
+        what,
+        Unit::Ratio,
+        sidecar / linux,
+    ));
+    for (name, what, value) in [
+        ("sidecar_exit_us", "  in the sidecar", sidecar),
+        ("linux_exit_us", "  in Linux", linux),
+    ] {
+        report.push(Figure::new(name, what, Unit::Us, value));
+    }
+}
+
+/// What guests show.
+#[derive(Default)]
+struct Seen {
+    /// Exits and back, in microseconds.
+    sidecar: Vec<f64>,
+    linux: Vec<f64>,
+    /// CPUs that came to Linux, in milliseconds.
+    online: Vec<f64>,
+}
+
+/// Machines whose guest is the test kernel.
+struct Guests {
+    exits: PathBuf,
+    moves: PathBuf,
+    vsock: Vsock,
+}
+
+impl Guests {
+    fn prepare(bench: &Bench) -> anyhow::Result<Self> {
+        let pack = |tests: &str, name: &str| -> anyhow::Result<PathBuf> {
+            let path = bench.consoles.join(name);
+            let parts = GuestParts {
+                kernel: bench.artifacts.guest_tests.clone(),
+                initrd: None,
+                command_line: format!("tests={tests} count=4096"),
+            };
+            let profile = ImageProfile::Release;
+            parts.pack(&bench.artifacts, profile, &workspace_root(), &path)?;
+            Ok(path)
+        };
+        Ok(Self {
+            exits: pack("bench.port_write_elsewhere", "sidecar-exits.igvm")?,
+            moves: pack("moves.nothing_is_lost", "sidecar-moves.igvm")?,
+            vsock: vsock::ensure(&Cache::open()?)?,
+        })
+    }
+
+    fn look(&self, bench: &Bench, seen: &mut Seen) -> anyhow::Result<()> {
+        seen.sidecar.push(self.exit_us(bench, STAYS)?);
+        seen.linux.push(self.exit_us(bench, LEAVES)?);
+        seen.online.extend(self.online_ms(bench)?);
+        Ok(())
+    }
+
+    fn start(&self, bench: &Bench, image: &Path, option: &str) -> anyhow::Result<Vm> {
+        let machine = Machine::vsm(&bench.artifacts.vsm_host, image)
+            .vps(GUEST_VPS)
+            .memory(MEMORY)
+            .bootarg(option)
+            .vsock(self.vsock.clone());
+        Ok(machine.start(&bench.qemu, &bench.consoles.join("sidecar-guest"))?)
+    }
+
+    /// A port written by a VP whose CPU stays in the sidecar, or does not.
+    fn exit_us(&self, bench: &Bench, option: &str) -> anyhow::Result<f64> {
+        let mut vm = self.start(bench, &self.exits, option)?;
+        vm.wait_for_event(Event::Ready, DEADLINE)?;
+        let mut console = vm.guest_console(GuestPort::Com1)?;
+        let report = |vm: &mut Vm| format!("the test kernel has not ended\n{}", vm.report());
+        anyhow::ensure!(console.wait_end(DEADLINE), "{}", report(&mut vm));
+        let found = figures(&console.text());
+        let ticks = found
+            .get("port_write_elsewhere")
+            .with_context(|| report(&mut vm))?;
+        Ok(ticks.each / ticks.hz * 1e6)
+    }
+
+    /// Brings the CPUs of a guest at work to Linux, one after the other.
+    fn online_ms(&self, bench: &Bench) -> anyhow::Result<Vec<f64>> {
+        let mut vm = self.start(bench, &self.moves, LEAVES)?;
+        vm.wait_for_event(Event::Ready, DEADLINE)?;
+        let mut console = vm.guest_console(GuestPort::Com1)?;
+        console.wait_for_text("note moves begin", DEADLINE)?;
+        let address = vm.vsock().context("the machine has no vsock")?;
+        let client = Client::connect_within(diag_address(address), DEADLINE)?;
+        let mut times = Vec::new();
+        for cpu in 1..GUEST_VPS {
+            let started = Instant::now();
+            let reason = client.online_cpu(cpu)?;
+            anyhow::ensure!(
+                reason.as_deref() == Some("request"),
+                "CPU {cpu} came to Linux for {reason:?}, expected a request"
+            );
+            times.push(ms(started.elapsed()));
+        }
+        vm.kill()?;
+        Ok(times)
     }
 }
 

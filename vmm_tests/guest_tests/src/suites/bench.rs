@@ -13,9 +13,11 @@ use crate::machine::interrupts::count_here;
 use crate::machine::memory::{read32, write32};
 use crate::machine::ports::{inb, outb};
 use crate::machine::probe::{cpuid, rdmsr, wrmsr};
+use crate::machine::vps;
 use crate::report::TestResult;
 use core::fmt::Write;
 use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, Ordering};
 use hv_defs::msr::HV_X64_MSR_VP_INDEX;
 use x86_64::instructions::interrupts;
 use x86_defs::apic::{ApicRegister as Register, TSC_DEADLINE};
@@ -23,6 +25,11 @@ use x86_defs::apic::{ApicRegister as Register, TSC_DEADLINE};
 pub(super) const TESTS: &[Test] = &[
     test("bench.port_read", Needs::Nothing, port_read),
     test("bench.port_write", Needs::Nothing, port_write),
+    test(
+        "bench.port_write_elsewhere",
+        Needs::Vps,
+        port_write_elsewhere,
+    ),
     test("bench.mmio_read", Needs::Nothing, mmio_read),
     test("bench.cpuid", Needs::Nothing, cpuid_leaf),
     test("bench.msr_read", Needs::Host, msr_read),
@@ -77,6 +84,32 @@ fn port_read(machine: &Machine<'_>) -> TestResult {
 
 fn port_write(machine: &Machine<'_>) -> TestResult {
     measure("port_write", machine, || outb(SCRATCH, 1))
+}
+
+static ELSEWHERE_COUNT: AtomicU64 = AtomicU64::new(0);
+static ELSEWHERE_TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// As [`port_write`], on a VP whose CPU may be in the sidecar.
+fn port_write_elsewhere(machine: &Machine<'_>) -> TestResult {
+    let count = machine.options.count.max(1);
+    ELSEWHERE_COUNT.store(count, Ordering::Relaxed);
+    let Some((vp, apic_id)) = machine.other_vps()?.last() else {
+        return Ok(());
+    };
+    let done = vps::run_on(vp, apic_id, || {
+        for _ in 0..WARM_UP {
+            outb(SCRATCH, 1);
+        }
+        let start = tsc();
+        for _ in 0..ELSEWHERE_COUNT.load(Ordering::Relaxed) {
+            outb(SCRATCH, 1);
+        }
+        ELSEWHERE_TICKS.store(tsc() - start, Ordering::Relaxed);
+    });
+    ensure!(done, "VP {vp} does not come to an end");
+    let ticks = ELSEWHERE_TICKS.load(Ordering::Relaxed);
+    figure("port_write_elsewhere", count, ticks);
+    Ok(())
 }
 
 fn mmio_read(machine: &Machine<'_>) -> TestResult {
