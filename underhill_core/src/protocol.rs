@@ -42,7 +42,7 @@ pub struct Settings {
     pub test_hooks: bool,
     /// What is done when the guest has crashed.
     pub on_guest_crash: OnGuestCrash,
-    /// Linux gets a CPU of the sidecar as soon as the guest uses a device there.
+    /// Linux gets a CPU of the sidecar when the guest uses devices there again and again.
     pub leave_sidecar_on_exit: bool,
 }
 

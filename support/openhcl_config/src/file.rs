@@ -128,8 +128,8 @@ pub(crate) struct Guest {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sidecar {
-    /// Linux gets a processor as soon as the guest uses a device there. If not, only on
-    /// request. Default: true.
+    /// Linux gets a processor when the guest uses devices there again and again. If not, only
+    /// on request. Default: true.
     pub(crate) leave_on_exit: Option<bool>,
 }
 

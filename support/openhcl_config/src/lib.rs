@@ -165,7 +165,7 @@ pub struct Config {
     pub worker: Worker,
     /// What happens when the guest has crashed.
     pub on_guest_crash: Setting<OnGuestCrash>,
-    /// Linux gets a processor of the sidecar as soon as the guest uses a device there.
+    /// Linux gets a processor of the sidecar when the guest uses devices there again and again.
     pub sidecar_leave_on_exit: Setting<bool>,
     /// How long an orderly end may take before what is left is killed.
     pub shutdown_deadline: Setting<Duration>,

@@ -24,8 +24,8 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    /// Whether `exit` tells that more of them will come, each of which is served sooner on a
-    /// CPU of its own. MSRs and CPUID are asked when a processor starts, and then no more.
+    /// Whether `exit` is one for a device. MSRs and CPUID are asked when a processor starts, and
+    /// then no more.
     pub(crate) fn of(exit: &Exit) -> Option<Self> {
         match exit {
             Exit::Port(exit) => Some(Self::Port(exit.port)),
@@ -44,9 +44,11 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Port(port) => write!(f, "exit for port {port:#x}"),
-            Self::Memory(gpa) => write!(f, "exit for memory at {gpa:#x}"),
-            Self::EndOfInterrupt(vector) => write!(f, "exit for the end of interrupt {vector:#x}"),
+            Self::Port(port) => write!(f, "exits, the last for port {port:#x}"),
+            Self::Memory(gpa) => write!(f, "exits, the last for memory at {gpa:#x}"),
+            Self::EndOfInterrupt(vector) => {
+                write!(f, "exits, the last for the end of interrupt {vector:#x}")
+            }
             Self::Request => f.write_str("request"),
         }
     }
@@ -210,11 +212,14 @@ mod tests {
         place.left(&Ok(()));
         let shown = shown(&place);
         assert!(
-            shown.contains(r#"reason: "exit for port 0x3f8""#),
+            shown.contains(r#"reason: "exits, the last for port 0x3f8""#),
             "{shown}"
         );
         assert!(shown.contains("took"), "{shown}");
-        assert_eq!(place.reason(), Ok(Some("exit for port 0x3f8".to_owned())));
+        assert_eq!(
+            place.reason(),
+            Ok(Some("exits, the last for port 0x3f8".to_owned()))
+        );
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use super::EXITS;
 use crate::protocol::GuestEvent;
 use crate::protocol::OnGuestCrash;
 use crate::vm::Vm;
@@ -78,22 +79,25 @@ fn what_a_starting_processor_asks_is_served_in_the_sidecar() {
 }
 
 #[test]
-fn a_vp_that_uses_a_device_gets_a_thread() {
+fn a_vp_that_uses_devices_again_and_again_gets_a_thread() {
     run(async {
         let mut rig = rig(3, true).await;
+        let exits = EXITS as usize;
+        rig.partition
+            .script(2, vec![out(COM1_SCRATCH, 0x5a); exits - 1]);
+        rig.until(2, |done| done.len() == exits).await;
+        assert!(rig.partition.is_remote_now(2));
         rig.partition.script(2, [out(COM1_SCRATCH, 0x5a)]);
-        rig.until(2, |done| done.contains(&Done::Port(0))).await;
-        assert_eq!(
-            rig.vm.online(2).await,
-            Ok(Some("exit for port 0x3ff".to_owned()))
-        );
+        rig.until(2, |done| done.len() == 1 + exits).await;
+        let reason = "exits, the last for port 0x3ff";
+        assert_eq!(rig.vm.online(2).await, Ok(Some(reason.to_owned())));
         assert!(!rig.partition.is_remote_now(2) && rig.partition.is_remote_now(1));
         rig.partition.script(2, [input(COM1_SCRATCH)]);
         rig.until(2, |done| done.contains(&Done::Port(0x5a))).await;
         assert_eq!(text(&rig.vm, "vp/2/runs_in"), r#""linux""#);
         assert_eq!(
             text(&rig.vm, "vp/2/left_sidecar/reason"),
-            r#""exit for port 0x3ff""#
+            r#""exits, the last for port 0x3ff""#
         );
         rig.vm.pause().await.unwrap();
         rig.vm.resume().unwrap();
