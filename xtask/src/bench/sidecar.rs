@@ -55,7 +55,7 @@ const VTL2_MEMORY: ByteCount = ByteCount::mib(256);
 
 /// VPs of the guests.
 const GUEST_VPS: u32 = 4;
-/// Whether a VP leaves the sidecar when its guest uses a device.
+/// Whether a VP leaves the sidecar when its guest uses devices again and again.
 const STAYS: &str = "OPENHCL_SIDECAR_LEAVE_ON_EXIT=0";
 const LEAVES: &str = "OPENHCL_SIDECAR_LEAVE_ON_EXIT=1";
 
