@@ -68,6 +68,8 @@ pub struct ShimParams {
     pub memory: GpaRange,
     /// What of it the image has populated.
     pub used: GpaRange,
+    /// The shim's own code, if it is known: whole pages.
+    pub code: GpaRange,
     /// Entry point of the kernel.
     pub kernel_entry: u64,
     /// The measured command line, one page.
@@ -172,6 +174,8 @@ impl ShimParams {
         Ok(Self {
             memory,
             used,
+            // The image's own symbols say where that is.
+            code: GpaRange::EMPTY,
             kernel_entry,
             command_line: pages(
                 "cmdline",

@@ -11,6 +11,10 @@ use openhcl_boot::range::GpaRange;
 use string_page_buf::{StringBuffer, StringBufferError};
 use zerocopy::FromBytes;
 
+unsafe extern "C" {
+    static __text_end: u8;
+}
+
 /// Reads and checks the parameters.
 pub(crate) fn params(image_base: u64, params_offset: i64) -> Result<ShimParams, ParamsError> {
     let address = image_base.checked_add_signed(params_offset);
@@ -26,7 +30,12 @@ pub(crate) fn params(image_base: u64, params_offset: i64) -> Result<ShimParams, 
     // page of the image that nobody writes.
     let bytes = unsafe { bytes(page) };
     match ShimParamsRaw::read_from_prefix(bytes) {
-        Ok((raw, _)) => ShimParams::new(&raw, image_base),
+        Ok((raw, _)) => {
+            let params = ShimParams::new(&raw, image_base)?;
+            let end = (&raw const __text_end).expose_provenance() as u64;
+            let code = GpaRange::from_bounds(image_base, end).unwrap_or(GpaRange::EMPTY);
+            Ok(ShimParams { code, ..params })
+        }
         Err(_) => Err(ParamsError::Size {
             field: "parameter page",
             found: PAGE_SIZE,
