@@ -123,6 +123,12 @@ pub fn initrd() -> Vec<u8> {
     read(&artifacts().initrd)
 }
 
+/// The sidecar kernel, an ELF file.
+#[track_caller]
+pub fn sidecar_kernel() -> Vec<u8> {
+    read(&artifacts().sidecar)
+}
+
 /// One of the built files.
 #[track_caller]
 pub(crate) fn read(path: &Path) -> Vec<u8> {

@@ -5,6 +5,7 @@ use crate::Scenario;
 use crate::TestVm;
 use crate::artifacts::artifacts;
 use crate::artifacts::read;
+use crate::artifacts::sidecar_kernel;
 use boot_events::GUEST_CRASHED_PREFIX;
 use boot_events::GUEST_STOPPED_PREFIX;
 use diag_client::Client;
@@ -71,16 +72,27 @@ impl Scenario {
     /// The stack with the test kernel as guest; `arguments` are its command line.
     #[track_caller]
     pub fn guest_tests(vps: u32, arguments: &str) -> Self {
+        Self::guest_tests_beside(&sidecar_kernel(), vps, arguments)
+    }
+
+    /// The same with another sidecar kernel.
+    #[track_caller]
+    pub fn guest_tests_beside(sidecar: &[u8], vps: u32, arguments: &str) -> Self {
         let ranges: Vec<_> = forbidden()
             .iter()
             .map(|range| format!("{:#x}-{:#x}", range.start, range.end))
             .collect();
         let command_line = format!("vps={vps} forbidden={} {arguments}", ranges.join(","));
         let kernel = read(&artifacts().guest_tests);
-        Self::image(&Image::with_guest(&kernel, None, &command_line))
-            .vps(vps)
-            .memory(ByteCount::mib(512))
-            .vsock()
+        Self::image(&Image::with_guest_beside(
+            sidecar,
+            &kernel,
+            None,
+            &command_line,
+        ))
+        .vps(vps)
+        .memory(ByteCount::mib(512))
+        .vsock()
     }
 }
 

@@ -7,6 +7,7 @@
 
 use crate::artifacts::artifacts;
 use crate::artifacts::read;
+use crate::artifacts::sidecar_kernel;
 use crate::program;
 use igvm_builder::GuestFiles;
 use igvm_builder::LinuxDirect;
@@ -49,7 +50,7 @@ impl Image {
     pub fn with_manifest(manifest: &str) -> Self {
         let manifest = Manifest::parse(manifest, Path::new("manifest of the test"))
             .unwrap_or_else(|error| panic!("{error}"));
-        Self::build(&manifest, None)
+        Self::build_with(&manifest, None, &sidecar_kernel())
     }
 
     /// The same with a sidecar kernel that consists of this code.
@@ -63,6 +64,17 @@ impl Image {
     /// The release image with a guest: any kernel that `vm_loader` knows, and its initrd.
     #[track_caller]
     pub fn with_guest(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> Self {
+        Self::with_guest_beside(&sidecar_kernel(), kernel, initrd, command_line)
+    }
+
+    /// The same with another sidecar kernel.
+    #[track_caller]
+    pub fn with_guest_beside(
+        sidecar: &[u8],
+        kernel: &[u8],
+        initrd: Option<&[u8]>,
+        command_line: &str,
+    ) -> Self {
         let guest = Guest {
             initrd: initrd.is_some(),
             command_line: command_line.to_owned(),
@@ -70,7 +82,7 @@ impl Image {
         let manifest = Manifest::parse(GUEST_MANIFEST, Path::new("manifest with a guest"))
             .and_then(|manifest| manifest.with_guest(guest))
             .unwrap_or_else(|error| panic!("{error}"));
-        Self::build(&manifest, Some(GuestFiles { kernel, initrd }))
+        Self::build_with(&manifest, Some(GuestFiles { kernel, initrd }), sidecar)
     }
 
     /// The release image with a stock kernel and the guest's own initrd. `suite` is
@@ -89,11 +101,6 @@ impl Image {
             Ok(bytes) => Self { bytes },
             Err(error) => panic!("{error}"),
         }
-    }
-
-    #[track_caller]
-    fn build(manifest: &Manifest, guest: Option<GuestFiles<'_>>) -> Self {
-        Self::build_with(manifest, guest, &read(&artifacts().sidecar))
     }
 
     #[track_caller]

@@ -38,6 +38,7 @@ pub use artifacts::Artifacts;
 pub use artifacts::ArtifactsError;
 pub use artifacts::GuestKernel;
 pub use artifacts::initrd;
+pub use artifacts::sidecar_kernel;
 pub use guest_tests::GuestReport;
 pub use guest_tests::GuestResult;
 pub use guest_tests::GuestTests;

@@ -4,9 +4,11 @@ use boot_events::SHIM_LOG_PREFIX;
 use diag_client::Client;
 use guest_tests::pattern::Pattern;
 use qemu::ByteCount;
+use qemu::Source;
 use vmm_tests::GuestResult;
 use vmm_tests::GuestTests;
 use vmm_tests::Scenario;
+use vsm_host_defs::ExitReason;
 
 /// The guest's test.
 const TEST: &str = "moves.nothing_is_lost";
@@ -123,4 +125,45 @@ fn who_is_stopped_at_any_moment_goes_on() {
     }
     assert_eq!(in_sidecar(client, 4), [1, 2, 3]);
     end(guest);
+}
+
+#[test]
+fn a_processor_whose_kernel_fails_is_named_with_the_cause() {
+    // STI, HLT, CLI, which is how it waits; instead of HLT an instruction that there is not.
+    const WAIT: [u8; 3] = [0xfb, 0xf4, 0xfa];
+    const FAIL: [u8; 3] = [0xfb, 0x0f, 0x0b];
+    let mut sidecar = vmm_tests::sidecar_kernel();
+    let places: Vec<_> = (0..sidecar.len() - 2)
+        .filter(|at| sidecar[*at..*at + 3] == WAIT)
+        .collect();
+    let [place] = places[..] else {
+        panic!("the sidecar kernel waits at {places:x?}, expected one place");
+    };
+    sidecar[place..place + 3].copy_from_slice(&FAIL);
+    let scenario = Scenario::guest_tests_beside(&sidecar, 2, "tests=environment");
+    let mut vm = scenario.start();
+    let line = vm.expect(Source::Vtl2, "VP 1 in the sidecar: ").text;
+    assert!(line.contains("exception 6"), "{line}");
+}
+
+#[test]
+fn lines_of_processors_that_start_are_not_torn() {
+    const VPS: u32 = 16;
+    let mut vm = Scenario::release()
+        .vps(VPS)
+        .bootargs("OPENHCL_SIDECAR=log")
+        .power_off_after_boot()
+        .start();
+    vm.expect_ready();
+    vm.expect_exit(ExitReason::PowerOff);
+    let console = vm.console(Source::Vtl2);
+    let mut lines: Vec<_> = console.lines().map(str::trim_end).collect();
+    lines.retain(|line| line.starts_with("sidecar: VP"));
+    lines.sort_unstable();
+    let vps = 1..VPS;
+    let mut expected: Vec<_> = vps
+        .map(|vp| format!("sidecar: VP {vp} waits for commands"))
+        .collect();
+    expected.sort_unstable();
+    assert_eq!(lines, expected, "{console}");
 }
