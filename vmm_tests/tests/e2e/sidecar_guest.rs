@@ -39,7 +39,9 @@ fn start(nodes: &str, vps: u32) -> GuestTests {
     let scenario = Scenario::guest_tests(vps, &format!("tests={TEST}"))
         .memory(ByteCount::gib(1))
         .with(|machine| machine.numa(nodes).vtl2_memory(VTL2_MEMORY))
-        .bootargs("loglevel=8");
+        .bootargs("loglevel=8")
+        // Its exits are no reason to leave.
+        .bootargs("OPENHCL_SIDECAR_LEAVE_ON_EXIT=0");
     let mut guest = GuestTests::start(scenario);
     guest.expect_line("note moves begin");
     guest

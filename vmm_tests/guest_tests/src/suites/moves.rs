@@ -8,7 +8,7 @@ use crate::machine::apic::{self, ASSERT};
 use crate::machine::clock::{halt_until, wait_for};
 use crate::machine::console::{COM1, Console, DATA_READY, LINE_STATUS};
 use crate::machine::interrupts::count_here;
-use crate::machine::ports::inb;
+use crate::machine::ports::{inb, outb};
 use crate::machine::shared::Shared;
 use crate::machine::vps::{self, current};
 use crate::report::TestResult;
@@ -31,6 +31,10 @@ const TICK: u8 = 0x92;
 /// together tick as often whatever their number.
 const PERIOD: u32 = 150_000;
 const DIVIDE_BY_ONE: u32 = 0b1011;
+/// Ticks after which a VP uses a device.
+const TICKS_PER_EXIT: u64 = 16;
+/// A register of COM1 that only keeps a byte.
+const SCRATCH: u16 = COM1 + 7;
 
 static ASKED: [AtomicU64; MAX_PROCESSORS] = [const { AtomicU64::new(0) }; MAX_PROCESSORS];
 static ANSWERED: [AtomicU64; MAX_PROCESSORS] = [const { AtomicU64::new(0) }; MAX_PROCESSORS];
@@ -41,8 +45,8 @@ static CHANGED: [AtomicBool; MAX_PROCESSORS] = [const { AtomicBool::new(false) }
 static VPS: AtomicU32 = AtomicU32::new(1);
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// What a VP does: arms its timer, halts until the tick is there, looks at its registers, and
-/// answers if it is asked. A tick that is lost is waited for in vain, and so is its answer.
+/// What a VP does: arms its timer, halts until the tick is there, uses a device now and then,
+/// looks at its registers, and answers if it is asked. A tick that is lost is waited for in vain, and so is its answer.
 fn work() {
     let vp = current();
     let mut registers = Shared::new(vp as u64);
@@ -55,7 +59,9 @@ fn work() {
         let before = count_here(TICK);
         apic::write(Register::TIMER_INITIAL, period);
         halt_until(|| count_here(TICK) != before);
-        TICKS[vp].fetch_add(1, Ordering::Relaxed);
+        if TICKS[vp].fetch_add(1, Ordering::Relaxed) % TICKS_PER_EXIT == 0 {
+            outb(SCRATCH, vp as u8);
+        }
         if registers.difference().is_some() {
             CHANGED[vp].store(true, Ordering::Relaxed);
         }
