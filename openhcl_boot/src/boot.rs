@@ -434,7 +434,10 @@ fn start_sidecar(
             Ok(Some(sidecar))
         }
         Err(failure) if failure.started == 0 => {
-            *space = without;
+            // CPUs that have left are still in its memory, for the last instructions.
+            if !failure.begun {
+                *space = without;
+            }
             log.warn(format_args!("sidecar off: {failure}"));
             Ok(None)
         }

@@ -264,6 +264,7 @@ impl Machine for ArmMachine {
     ) -> Result<u32, Box<Failure>> {
         // Not reached: on this architecture there is none.
         Err(Box::new(Failure {
+            begun: false,
             started: 0,
             text: ErrorText::EMPTY,
         }))

@@ -221,6 +221,7 @@ impl Machine for X86Machine {
             return Ok(output.started);
         }
         Err(Box::new(Failure {
+            begun: output.start_begin != 0,
             started: output.started,
             text: output.error,
         }))

@@ -93,7 +93,11 @@ impl Machine for Fake {
         self.sidecar.map_err(|(started, error)| {
             let mut text = ErrorText::EMPTY;
             text.write_str(error).unwrap();
-            Box::new(Failure { started, text })
+            Box::new(Failure {
+                started,
+                begun: started > 0,
+                text,
+            })
         })
     }
 }

@@ -102,6 +102,8 @@ impl Off {
 pub struct Failure {
     /// CPUs that run it all the same, and use its memory.
     pub started: u32,
+    /// It has begun to start CPUs: some may be on their way out, in its memory.
+    pub begun: bool,
     /// What it says.
     pub text: ErrorText,
 }

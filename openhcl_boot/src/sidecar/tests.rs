@@ -120,7 +120,11 @@ fn reasons_are_read_in_the_log() {
     assert!(Off::BootCpu.is_surprising() && !Off::NotInImage.is_surprising());
     let mut text = ErrorText::EMPTY;
     write!(text, "no clock").unwrap();
-    let failure = Failure { started: 0, text };
+    let failure = Failure {
+        started: 0,
+        begun: false,
+        text,
+    };
     assert_eq!(failure.to_string(), "its kernel does not start: no clock");
 }
 

@@ -311,6 +311,7 @@ impl RegisterPage {
     }
 
     /// What is changed and the host has not taken over yet.
+    #[cfg(test)]
     pub(crate) fn changes(&self) -> RegisterPageDirty {
         self.dirty().load(Relaxed).into()
     }

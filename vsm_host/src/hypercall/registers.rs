@@ -238,6 +238,9 @@ fn write<P: Processor>(
                     .check_page(register.page_number())
                     .map_err(|_| HvStatus::INVALID_REGISTER_VALUE)?;
             }
+            caller
+                .partition
+                .take_register_page(caller.vp, caller.processor);
             caller.vp.vtls[vtl.index()].register_page = register;
         }
         name if let Some(number) = guest::debug_address(name) => {

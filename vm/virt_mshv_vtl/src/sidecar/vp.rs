@@ -84,34 +84,6 @@ impl Access for Remote {
     }
 }
 
-impl MshvVp<Remote> {
-    /// What was changed in the register page goes to the host: with the CPU, the page goes,
-    /// and nobody says that the host has looked before.
-    fn flush(&mut self) -> Result<(), Error> {
-        let Some(page) = self.page() else {
-            return Ok(());
-        };
-        let changes = page.changes();
-        let mut registers = Vec::new();
-        if changes.general_purpose() {
-            // The others are shared, and elsewhere.
-            registers.push((Name::RSP, [page.rsp(), 0]));
-        }
-        if changes.instruction_pointer() {
-            registers.push((Name::RIP, [page.rip(), 0]));
-        }
-        if changes.flags() {
-            registers.push((Name::RFLAGS, [page.rflags(), 0]));
-        }
-        // Changes in the page would win over what is set now.
-        page.forget_changes();
-        if registers.is_empty() {
-            return Ok(());
-        }
-        self.access().set(&registers)
-    }
-}
-
 impl RemoteVp for MshvVp<Remote> {
     fn start(&mut self) -> Result<(), virt::Error> {
         let Remote { home, cpu } = self.access();
@@ -131,8 +103,9 @@ impl RemoteVp for MshvVp<Remote> {
         self.access().cpu.event()
     }
 
-    fn leave(mut self: Box<Self>) -> Result<(), virt::Error> {
-        self.flush()?;
+    fn leave(self: Box<Self>) -> Result<(), virt::Error> {
+        // What was changed in the register page the host takes over when the CPU takes the
+        // page back.
         let Remote { home, cpu } = self.access();
         let carried = cpu.leave()?;
         Ok(home.online(cpu.vp(), carried)?)

@@ -80,8 +80,10 @@ impl Partition {
     /// Takes over what VTL2 has changed in the page. A bad value is not taken over: VTL2 has
     /// made the guest go on where it was. Nor is anything of a page from before an INIT: that
     /// goes on with an instruction that the VP has been torn away from.
+    ///
+    /// On the way to the guest, and before VTL2 names another page.
     #[inline(never)] // A page on the stack.
-    pub(super) fn take_register_page(&self, vp: &mut Vp, processor: &impl Processor) {
+    pub(crate) fn take_register_page(&self, vp: &mut Vp, processor: &impl Processor) {
         let is_outdated = core::mem::take(&mut vp.guest.page_is_outdated);
         let register = vp.vtls[Vtl::PARAVISOR.index()].register_page;
         if is_outdated || !register.enabled() {
