@@ -59,7 +59,8 @@ fn work() {
         let before = count_here(TICK);
         apic::write(Register::TIMER_INITIAL, period);
         halt_until(|| count_here(TICK) != before);
-        if TICKS[vp].fetch_add(1, Ordering::Relaxed) % TICKS_PER_EXIT == 0 {
+        let ticks = TICKS[vp].fetch_add(1, Ordering::Relaxed);
+        if ticks.is_multiple_of(TICKS_PER_EXIT) {
             outb(SCRATCH, vp as u8);
         }
         if registers.difference().is_some() {
