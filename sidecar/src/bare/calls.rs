@@ -9,7 +9,6 @@ use core::sync::atomic::Ordering::Relaxed;
 use hv_defs::HV_PARTITION_ID_SELF;
 use hv_defs::HV_VP_INDEX_SELF;
 use hv_defs::hypercall::EnableVpVtl;
-use hv_defs::hypercall::GetSetVpRegisters;
 use hv_defs::hypercall::HV_VP_SET_SPARSE;
 use hv_defs::hypercall::HvInputVtl;
 use hv_defs::hypercall::HvStatus;
@@ -19,16 +18,19 @@ use hv_defs::hypercall::HypercallResult;
 use hv_defs::hypercall::SendClusterIpiEx;
 use hv_defs::hypercall::TranslateVirtualAddress;
 use hv_defs::hypercall::TranslateVirtualAddressOutput;
-use hv_defs::registers::HvRegisterAssoc;
 use hv_defs::registers::HvRegisterName;
 use hv_defs::synic::SignalEventDirect;
 use hv_defs::vp_context::HvInitialVpContext;
 use minimal_rt::Page;
+use minimal_rt::hypercall::HypercallError;
+use minimal_rt::hypercall::Transport;
+use minimal_rt::hypercall::get_wide_vp_register;
+use minimal_rt::hypercall::set_wide_vp_register;
+use minimal_rt::hypercall::simple;
 use sidecar::map;
 use sidecar_defs::REQUEST_VECTOR;
 use sidecar_defs::RESPONSE_SINT;
-use zerocopy::FromBytes;
-use zerocopy::Immutable;
+use zerocopy::FromZeros;
 use zerocopy::IntoBytes;
 
 /// The VTL that this kernel runs in, as a plain number.
@@ -109,11 +111,11 @@ impl Calls {
             rsvd: [0; 3],
             vp_context: *context,
         };
-        match self.simple(HypercallCode::ENABLE_VP_VTL, &input) {
+        match simple(self, HypercallCode::ENABLE_VP_VTL, &input) {
             HvStatus::SUCCESS | HvStatus::VTL_ALREADY_ENABLED => {}
             status => return Err((HypercallCode::ENABLE_VP_VTL, status)),
         }
-        match self.simple(HypercallCode::START_VIRTUAL_PROCESSOR, &input) {
+        match simple(self, HypercallCode::START_VIRTUAL_PROCESSOR, &input) {
             HvStatus::SUCCESS => Ok(()),
             status => Err((HypercallCode::START_VIRTUAL_PROCESSOR, status)),
         }
@@ -128,14 +130,13 @@ impl Calls {
             sint: RESPONSE_SINT,
             flag_number: flag as u16,
         };
-        self.simple(HypercallCode::SIGNAL_EVENT_DIRECT, &input)
+        simple(self, HypercallCode::SIGNAL_EVENT_DIRECT, &input)
     }
 
     /// Interrupts a sidecar CPU.
     pub(super) fn wake(&mut self, vp: u32) -> HvStatus {
         const BANK: u32 = u64::BITS;
-        let code = HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI_EX;
-        let input = SendClusterIpiEx {
+        let header = SendClusterIpiEx {
             vector: REQUEST_VECTOR.into(),
             target_vtl: HvInputVtl::new(),
             rsvd: [0; 3],
@@ -143,18 +144,22 @@ impl Calls {
             valid_banks: 1 << (vp / BANK),
         };
         let bank = 1_u64 << (vp % BANK);
-        self.put(&input, bank.as_bytes());
+        let (head, rest) = self.input().0.split_at_mut(size_of_val(&header));
+        head.copy_from_slice(header.as_bytes());
+        rest[..size_of_val(&bank)].copy_from_slice(bank.as_bytes());
         let control = HypercallControl::new()
-            .with_code(code.0)
+            .with_code(HypercallCode::SEND_SYNTHETIC_CLUSTER_IPI_EX.0)
             .with_variable_header_size(1);
         HvStatus(self.call(control).status())
     }
 
     /// Reads a register of this VP.
-    pub(super) fn get(&mut self, vtl: HvInputVtl, name: u32) -> Result<[u64; 2], HvStatus> {
-        self.put(&header(vtl), name.as_bytes());
-        self.repeat(HypercallCode::GET_VP_REGISTERS)?;
-        Ok(self.output())
+    pub(super) fn get(
+        &mut self,
+        vtl: HvInputVtl,
+        name: HvRegisterName,
+    ) -> Result<[u64; 2], HvStatus> {
+        get_wide_vp_register(self, vtl, name).map_err(status)
     }
 
     /// Writes a register of this VP.
@@ -164,13 +169,7 @@ impl Calls {
         name: HvRegisterName,
         value: [u64; 2],
     ) -> Result<(), HvStatus> {
-        let register = HvRegisterAssoc {
-            name: name.0,
-            pad: [0; 3],
-            value,
-        };
-        self.put(&header(vtl), register.as_bytes());
-        self.repeat(HypercallCode::SET_VP_REGISTERS)
+        set_wide_vp_register(self, vtl, name, value).map_err(status)
     }
 
     /// Translates an address of this VP.
@@ -186,37 +185,23 @@ impl Calls {
             flags: flags.into(),
             gva_page,
         };
-        let status = self.simple(HypercallCode::TRANSLATE_VIRTUAL_ADDRESS, &input);
-        (status, self.output())
+        let status = simple(self, HypercallCode::TRANSLATE_VIRTUAL_ADDRESS, &input);
+        let mut output = TranslateVirtualAddressOutput::new_zeroed();
+        let bytes = output.as_mut_bytes();
+        bytes.copy_from_slice(&self.output().0[..bytes.len()]);
+        (status, output)
+    }
+}
+
+impl Transport for Calls {
+    fn input(&mut self) -> &mut Page {
+        // SAFETY: the page is ours, as `new` demands, and no call is in progress.
+        unsafe { &mut *self.input }
     }
 
-    fn simple(&mut self, code: HypercallCode, input: &(impl IntoBytes + Immutable)) -> HvStatus {
-        self.put(input, &[]);
-        let control = HypercallControl::new().with_code(code.0);
-        HvStatus(self.call(control).status())
-    }
-
-    /// A call of one repetition.
-    fn repeat(&mut self, code: HypercallCode) -> Result<(), HvStatus> {
-        let control = HypercallControl::new().with_code(code.0).with_rep_count(1);
-        match HvStatus(self.call(control).status()) {
-            HvStatus::SUCCESS => Ok(()),
-            status => Err(status),
-        }
-    }
-
-    fn put(&mut self, input: &(impl IntoBytes + Immutable), rest: &[u8]) {
-        let input = input.as_bytes();
-        // SAFETY: the page is ours, and no call is in progress.
-        let page = unsafe { &mut (*self.input).0 };
-        page[..input.len()].copy_from_slice(input);
-        page[input.len()..input.len() + rest.len()].copy_from_slice(rest);
-    }
-
-    fn output<T: FromBytes>(&self) -> T {
-        // SAFETY: the page is ours, no call is in progress, it is aligned and larger than any
-        // output, and every value is valid.
-        unsafe { self.output.cast::<T>().read() }
+    fn output(&self) -> &Page {
+        // SAFETY: as above; only `call`, which needs `&mut self`, has it written.
+        unsafe { &*self.output }
     }
 
     fn call(&mut self, control: HypercallControl) -> HypercallResult {
@@ -238,11 +223,11 @@ impl Calls {
     }
 }
 
-fn header(vtl: HvInputVtl) -> GetSetVpRegisters {
-    GetSetVpRegisters {
-        partition_id: HV_PARTITION_ID_SELF,
-        vp_index: HV_VP_INDEX_SELF,
-        target_vtl: vtl,
-        rsvd: [0; 3],
+/// What the worker is told of a register.
+fn status(error: HypercallError) -> HvStatus {
+    match error {
+        HypercallError::Status { status, .. } => status,
+        // It claims success, and has done nothing.
+        HypercallError::Repetitions { .. } => HvStatus::OPERATION_DENIED,
     }
 }

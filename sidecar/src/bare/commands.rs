@@ -54,7 +54,7 @@ pub(super) fn execute(cpu: &mut Cpu, page: &mut CommandPage) -> Result<(), Comma
         Command::GET_VP_REGISTERS => registers(request(page), |vtl, register| {
             register.value = match debug_register(register.name) {
                 Some(number) => [read_debug_register(number), 0],
-                None => cpu.calls.get(vtl, register.name)?,
+                None => cpu.calls.get(vtl, HvRegisterName(register.name))?,
             };
             Ok(())
         })?,

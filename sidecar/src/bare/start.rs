@@ -233,7 +233,7 @@ fn start_prepared(
 /// Finds out whether the hypervisor has what is needed, and where it has the way to VTL0.
 fn check_hypervisor(calls: &mut Calls) -> Result<(), StartError> {
     let mut get = |name: HvRegisterName| {
-        let value = calls.get(HvInputVtl::new(), name.0);
+        let value = calls.get(HvInputVtl::new(), name);
         value.map_err(|status| StartError::Register { name, status })
     };
     // Without it no CPU could leave.

@@ -7,7 +7,7 @@ use hv_defs::hypercall::{
 use hv_defs::registers::{HvRegisterAssoc, HvRegisterName};
 use hv_defs::{HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF};
 use thiserror::Error;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::Page;
 
@@ -63,17 +63,38 @@ pub trait Transport {
     fn call(&mut self, control: HypercallControl) -> HypercallResult;
 }
 
+/// Makes a call without repetitions.
+pub fn simple(
+    transport: &mut impl Transport,
+    code: HypercallCode,
+    input: &(impl IntoBytes + Immutable),
+) -> HvStatus {
+    split_input(transport, input.as_bytes());
+    let control = HypercallControl::new().with_code(code.0);
+    HvStatus(transport.call(control).status())
+}
+
 /// Reads a 64-bit register of the calling VP.
 pub fn get_vp_register(
     transport: &mut impl Transport,
     vtl: HvInputVtl,
     name: HvRegisterName,
 ) -> Result<u64, HypercallError> {
+    get_wide_vp_register(transport, vtl, name).map(|[low, _]| low)
+}
+
+/// Reads a register of the calling VP, the low half first.
+pub fn get_wide_vp_register(
+    transport: &mut impl Transport,
+    vtl: HvInputVtl,
+    name: HvRegisterName,
+) -> Result<[u64; 2], HypercallError> {
     let header = registers_header(vtl);
     let place = split_input(transport, header.as_bytes());
     place[..4].copy_from_slice(&name.0.to_le_bytes());
     repeat(transport, HypercallCode::GET_VP_REGISTERS, 1)?;
-    Ok(read_u64(&transport.output().0, 0))
+    let output = &transport.output().0;
+    Ok([read_u64(output, 0), read_u64(output, 8)])
 }
 
 /// Writes a 64-bit register of the calling VP.
@@ -83,11 +104,21 @@ pub fn set_vp_register(
     name: HvRegisterName,
     value: u64,
 ) -> Result<(), HypercallError> {
+    set_wide_vp_register(transport, vtl, name, [value, 0])
+}
+
+/// Writes a register of the calling VP, the low half first.
+pub fn set_wide_vp_register(
+    transport: &mut impl Transport,
+    vtl: HvInputVtl,
+    name: HvRegisterName,
+    value: [u64; 2],
+) -> Result<(), HypercallError> {
     let header = registers_header(vtl);
     let assoc = HvRegisterAssoc {
         name: name.0,
         pad: [0; 3],
-        value: [value, 0],
+        value,
     };
     let place = split_input(transport, header.as_bytes());
     place[..size_of::<HvRegisterAssoc>()].copy_from_slice(assoc.as_bytes());

@@ -1,15 +1,16 @@
 //! The runtime below a program that runs on the bare virtual machine in VTL2.
 //!
-//! The boot shim (and later the sidecar kernel) has no operating system: it relocates
-//! itself, brings its heap, talks to the hypervisor and must be able to tell a person
-//! why it died. That is what this crate offers, for x86_64 and aarch64, and no more.
+//! The boot shim and the sidecar kernel have no operating system: they relocate themselves,
+//! bring their memory, talk to the hypervisor and must be able to tell a person why they
+//! died. That is what this crate offers, for x86_64 and aarch64, and no more.
 //!
 //! Promises: every hypercall goes through one typed wrapper ([`hypercall`]) that checks
 //! the status *and* the number of repetitions; a crash reaches the host with a text
 //! ([`crash`]); nothing waits for ever on a device ([`serial`]).
 //!
-//! Refuses: threads and interrupts. All of it assumes one CPU, an identity mapping
-//! (virtual address = GPA) and interrupts off, as the first VP of VTL2 starts.
+//! Refuses: threads and interrupts. What has state of its own assumes one CPU, an identity
+//! mapping (virtual address = GPA) and interrupts off, as the first VP of VTL2 starts;
+//! [`hypercall`] has none, and works over the pages of any CPU.
 //!
 //! What needs instructions or registers of an architecture lives in `x86_64` and
 //! `aarch64` and is used by the binaries only; the logic around it builds and is tested
