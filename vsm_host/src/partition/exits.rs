@@ -6,7 +6,7 @@ use super::{Next, Partition, Processor, Vp, apic, gpr};
 use crate::hypercall::Outcome;
 use crate::svm::fetch::Instruction;
 use crate::svm::vmcb::{self, Exception};
-use crate::svm::{flags, shadow};
+use crate::svm::{debug, flags, shadow};
 use crate::vtl::Vtl;
 use crate::{cpuid, hypercall, log_text};
 use boot_events::{HOST_ERROR_PREFIX, HOST_VTL2_CRASH_PREFIX};
@@ -93,12 +93,7 @@ impl Partition {
                     },
                 )
             }
-            ExitCode::DR0_WRITE
-            | ExitCode::DR1_WRITE
-            | ExitCode::DR2_WRITE
-            | ExitCode::DR3_WRITE
-            | ExitCode::DR5_WRITE
-            | ExitCode::DR7_WRITE => {
+            code if debug::is_write(code) => {
                 self.write_debug_register(vp, processor);
                 Next::Resume
             }

@@ -17,7 +17,7 @@
 
 use crate::partition::Processor;
 use vsm_host_defs::{HOST_MEMORY_BASE, HOST_MEMORY_SIZE};
-use x86_defs::svm::{DebugIntercepts, Vmcb};
+use x86_defs::svm::{DebugIntercepts, ExitCode, Vmcb};
 use x86_defs::{DR7_AT_RESET, DR7_ENABLED};
 
 /// DR7, which DR5 can be another name of.
@@ -28,6 +28,19 @@ const ADDRESSES: u16 = 0xf;
 /// Whether a breakpoint is on.
 pub const fn is_on(dr7: u64) -> bool {
     dr7 & DR7_ENABLED != 0
+}
+
+/// Whether a VTL writes one of the registers that [`prepare`] lets exit.
+pub const fn is_write(code: ExitCode) -> bool {
+    matches!(
+        code,
+        ExitCode::DR0_WRITE
+            | ExitCode::DR1_WRITE
+            | ExitCode::DR2_WRITE
+            | ExitCode::DR3_WRITE
+            | ExitCode::DR5_WRITE
+            | ExitCode::DR7_WRITE
+    )
 }
 
 /// Before an entry.

@@ -1,6 +1,8 @@
 //! What VTL2 does to the guest in VTL0: its registers and its memory.
 
 use super::*;
+use hv_defs::register_page::HvX64RegisterPage;
+use zerocopy::FromZeros;
 
 /// Writes a register of the guest.
 pub(super) fn set_lower(
@@ -277,4 +279,25 @@ fn protections_have_a_bound() {
     );
     let next = first + done * 512;
     assert_eq!(protect(&mut guest, 0, vtl(0), &[next]).0, HvStatus::SUCCESS);
+}
+
+#[test]
+fn what_is_changed_in_the_register_page_counts_when_the_page_is_taken_back() {
+    const PAGE: u64 = 0x5000;
+    let mut guest = Guest::new();
+    let set_page = |guest: &mut Guest, value| guest.set(HvRegisterName::REG_PAGE, value);
+    assert_eq!(set_page(&mut guest, PAGE | 1), HvStatus::SUCCESS);
+    let mut page = HvX64RegisterPage::new_zeroed();
+    page.is_valid = 1;
+    page.dirty = page.dirty.with_instruction_pointer(true).with_flags(true);
+    (page.rip, page.rflags) = (0x1234, 0x246);
+    guest.processor.ram.write_ram(PAGE, page.as_bytes());
+    // Also if another INIT has come: then it is from before.
+    guest.vp.guest.page_is_outdated = true;
+    assert_eq!(set_page(&mut guest, PAGE | 1), HvStatus::SUCCESS);
+    assert_eq!(guest.vp.vtls[0].vmcb.save.rip, 0xfff0);
+
+    assert_eq!(set_page(&mut guest, 0), HvStatus::SUCCESS);
+    let save = &guest.vp.vtls[0].vmcb.save;
+    assert_eq!((save.rip, save.rflags), (0x1234, 0x246));
 }

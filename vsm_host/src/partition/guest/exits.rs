@@ -6,6 +6,7 @@ use super::msrs::{self, Access, Written};
 use crate::hypercall::Outcome;
 use crate::partition::counters::Refused;
 use crate::partition::{Next, Partition, Processor, Vp, exits, gpr, synic};
+use crate::svm::debug;
 use crate::svm::fetch::Instruction;
 use crate::svm::vmcb::{self, Exception};
 use crate::vtl::Vtl;
@@ -60,12 +61,7 @@ impl Partition {
                 lapic::write_cr8(self, vp, processor);
                 Next::Resume
             }
-            ExitCode::DR0_WRITE
-            | ExitCode::DR1_WRITE
-            | ExitCode::DR2_WRITE
-            | ExitCode::DR3_WRITE
-            | ExitCode::DR5_WRITE
-            | ExitCode::DR7_WRITE => {
+            code if debug::is_write(code) => {
                 self.write_debug_register(vp, processor);
                 Next::Resume
             }

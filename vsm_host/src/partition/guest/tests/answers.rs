@@ -476,18 +476,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-fn what_vtl2_has_changed_in_the_page_is_taken_over() {
-    let mut machine = Machine::in_code();
-    machine.executes(&[0xe6, 0x70], ExitCode::IOIO, 0x0070_0010);
-    let mut page = machine.register_page();
-    (page.rip, page.rflags) = (0x1234, 0x246);
-    page.dirty = page.dirty.with_instruction_pointer(true).with_flags(true);
-    machine.processor.ram.write_ram(REGISTERS, page.as_bytes());
-    machine
-        .partition
-        .take_register_page(&mut machine.vp, &machine.processor);
-    let save = &machine.vp.vtls[Vtl::GUEST.index()].vmcb.save;
-    assert_eq!((save.rip, save.rflags), (0x1234, 0x246));
-}
