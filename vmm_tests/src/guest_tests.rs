@@ -6,6 +6,7 @@ use crate::TestVm;
 use crate::artifacts::artifacts;
 use crate::artifacts::read;
 use crate::artifacts::sidecar_kernel;
+use boot_events::Event;
 use boot_events::GUEST_CRASHED_PREFIX;
 use boot_events::GUEST_STOPPED_PREFIX;
 use diag_client::Client;
@@ -123,6 +124,27 @@ impl GuestTests {
     #[track_caller]
     pub fn reconnect(&mut self) {
         self.console = connect(&mut self.vm);
+    }
+
+    /// Kills the VM worker, waits for the next one and connects to the guest's console there.
+    #[track_caller]
+    pub fn crash_worker(&mut self) {
+        let pid = match self.client.inspect("vm/pid", 0) {
+            Ok(node) => node.as_u64(),
+            Err(error) => panic!("vm/pid: {error}"),
+        };
+        let Some(worker) = pid.and_then(|pid| i32::try_from(pid).ok()) else {
+            panic!("vm/pid is {pid:?}, expected a process");
+        };
+        if let Err(error) = self.client.crash(worker) {
+            panic!("crash of process {worker}: {error}");
+        }
+        self.vm
+            .expect_event(Source::Vtl2, "next worker", |event| match event {
+                Event::WorkerReady(pid) => pid.parse().ok().filter(|pid: &i32| *pid > worker),
+                _ => None,
+            });
+        self.reconnect();
     }
 
     /// The machine.

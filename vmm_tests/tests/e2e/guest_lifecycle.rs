@@ -141,18 +141,7 @@ fn a_guest_boots_again_when_its_worker_has_died() {
     let mut guest = guest(2, "smp.all_vps_start,end.reset_by_acpi", None);
     for _ in 0..2 {
         guest.expect_line("test smp.all_vps_start ok");
-        let worker = number(&guest, "vm/pid");
-        guest
-            .client()
-            .crash(i32::try_from(worker).unwrap())
-            .unwrap();
-        guest
-            .vm()
-            .expect_event(Source::Vtl2, "next worker", |event| match event {
-                Event::WorkerReady(pid) => pid.parse().ok().filter(|pid: &u64| *pid > worker),
-                _ => None,
-            });
-        guest.reconnect();
+        guest.crash_worker();
     }
     guest.expect_line("test smp.all_vps_start ok");
 

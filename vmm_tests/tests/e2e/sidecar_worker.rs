@@ -86,23 +86,7 @@ fn processors_that_a_dead_worker_has_left_running_are_stopped_by_the_next() {
     let mut guest = guest(3, "moves.nothing_is_lost");
     for _ in 0..2 {
         moves_begin(&mut guest);
-        let worker = guest
-            .client()
-            .inspect("vm/pid", 0)
-            .unwrap()
-            .as_u64()
-            .unwrap();
-        guest
-            .client()
-            .crash(i32::try_from(worker).unwrap())
-            .unwrap();
-        guest
-            .vm()
-            .expect_event(Source::Vtl2, "next worker", |event| match event {
-                Event::WorkerReady(pid) => pid.parse().ok().filter(|pid: &u64| *pid > worker),
-                _ => None,
-            });
-        guest.reconnect();
+        guest.crash_worker();
     }
     moves_begin(&mut guest);
     assert_runs_in(&guest, 2, "sidecar");
