@@ -1,7 +1,5 @@
 //! What the worker does with VPs in the sidecar, and what becomes of them when it ends.
 
-use boot_events::Event;
-use qemu::Source;
 use vmm_tests::GuestTests;
 use vmm_tests::Scenario;
 use vsm_host_defs::ExitReason;
